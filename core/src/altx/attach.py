@@ -1,0 +1,176 @@
+"""How a memory becomes part of a layer. The block around it owns the norm n and the residual.
+
+residual:    y = mixer(n(x)) + memory(n(x))
+gate:        y = mixer(n(x)) * sigmoid(W memory(n(x)))
+controller:  token by token, h_t = mixer(W [n(x_t); r_{t-1}]), r_t = memory(h_t), y_t = h_t + r_t
+
+The other modes of `altx.spec.ATTACH_MODES` (context, kv, tokens, ffn) have no class here yet: asking for
+one is an error when composing.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from altx.capabilities import meet
+from altx.context import Context
+from altx.layer import FRESH, Layer, Output, scoped
+from altx.memory import Memory, Scan
+from altx.state import Leaf, State
+
+
+class MemoryLayer(Layer):
+    """A memory in a slot of its own: y = memory(x)."""
+
+    def __init__(self, memory: Memory) -> None:
+        super().__init__()
+        self.memory = memory
+        self.capabilities = meet([memory.capabilities])
+
+    def init_state(
+        self,
+        batch: int,
+        *,
+        capacity: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> State:
+        return State(children={"memory": self.memory.init_state(batch, device=device, dtype=dtype)})
+
+    def forward(self, x: Tensor, ctx: Context = FRESH, state: State | None = None) -> Output:
+        scan, value = read_value(self.memory, x, ctx, state)
+        return Output(
+            value,
+            State(children={"memory": scan.state}) if state else None,
+            scoped("memory", scan.losses),
+            scoped("memory", scan.metrics),
+        )
+
+
+def read_value(memory: Memory, x: Tensor, ctx: Context, state: State | None) -> tuple[Scan, Tensor]:
+    """Scan x (B, T, D) with the "memory" child of a state, or afresh: the scan and its values (B, T, D)."""
+    inner = state.children["memory"] if state else memory.init_state(x.shape[0], device=x.device, dtype=x.dtype)
+    scan = memory.scan(x, inner, ctx)
+    if scan.read.value is None:
+        raise TypeError(f"{type(memory).__name__} reads no value, so it cannot be attached this way")
+    return scan, scan.read.value
+
+
+class _Attached(Layer):
+    """A mixer with a memory beside it."""
+
+    def __init__(self, mixer: Layer, memory: Memory) -> None:
+        super().__init__()
+        self.mixer = mixer
+        self.memory = memory
+        self.capabilities = meet([mixer.capabilities, memory.capabilities])
+
+    def init_state(
+        self,
+        batch: int,
+        *,
+        capacity: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> State:
+        mixer = self.mixer.init_state(batch, capacity=capacity, device=device, dtype=dtype)
+        memory = self.memory.init_state(batch, device=device, dtype=dtype)
+        return State(children={"memory": memory} if mixer is None else {"mixer": mixer, "memory": memory})
+
+    def forward(self, x: Tensor, ctx: Context = FRESH, state: State | None = None) -> Output:
+        mixed = self.mixer(x, ctx, state.child("mixer") if state else None)
+        scan, value = read_value(self.memory, x, ctx, state)
+        children = {"memory": scan.state} if mixed.state is None else {"mixer": mixed.state, "memory": scan.state}
+        return Output(
+            self.join(mixed.y, value),
+            State(children=children) if state else None,
+            {**scoped("mixer", mixed.losses), **scoped("memory", scan.losses)},
+            {**scoped("mixer", mixed.metrics), **scoped("memory", scan.metrics)},
+            mixed.exports,
+        )
+
+    @abstractmethod
+    def join(self, mixed: Tensor, value: Tensor) -> Tensor:
+        """One branch from the mixer's output and the memory's value, both (B, T, D)."""
+
+
+class ResidualAttach(_Attached):
+    """y = mixer(x) + memory(x)."""
+
+    def join(self, mixed: Tensor, value: Tensor) -> Tensor:
+        return mixed + value
+
+
+class GateAttach(_Attached):
+    """y = mixer(x) * sigmoid(W memory(x)); Titans' memory as gate (Behrouz et al. 2024, section 4.2)."""
+
+    def __init__(self, mixer: Layer, memory: Memory, dim: int) -> None:
+        super().__init__(mixer, memory)
+        self.gate = nn.Linear(dim, dim)
+
+    def join(self, mixed: Tensor, value: Tensor) -> Tensor:
+        return mixed * torch.sigmoid(self.gate(value))
+
+
+class ControllerAttach(Layer):
+    """The mixer controls the memory and hears what it read (Graves et al. 2014, section 3).
+
+    Sequential in T: each token's input to the mixer holds the read of the token before.
+    """
+
+    def __init__(self, mixer: Layer, memory: Memory, dim: int) -> None:
+        super().__init__()
+        self.mixer = mixer
+        self.memory = memory
+        self.input = nn.Linear(2 * dim, dim)
+        self.initial_read = nn.Parameter(torch.zeros(dim))
+        self.capabilities = meet([mixer.capabilities, memory.capabilities])
+
+    def init_state(
+        self,
+        batch: int,
+        *,
+        capacity: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> State:
+        mixer = self.mixer.init_state(batch, capacity=capacity, device=device, dtype=dtype)
+        memory = self.memory.init_state(batch, device=device, dtype=dtype)
+        read = torch.tanh(self.initial_read).to(device=device, dtype=dtype).expand(batch, -1)
+        children = {"memory": memory} if mixer is None else {"mixer": mixer, "memory": memory}
+        return State({"read": read}, {"read": Leaf(kind="recurrent")}, children)
+
+    def forward(self, x: Tensor, ctx: Context = FRESH, state: State | None = None) -> Output:
+        start = state or self.init_state(x.shape[0], device=x.device, dtype=x.dtype)
+        read, children = start["read"], dict(start.children)
+        initial = torch.tanh(self.initial_read).to(read.dtype)
+        outputs: list[Tensor] = []
+        losses: dict[str, Tensor] = {}
+        metrics: dict[str, Tensor] = {}
+        for t in range(x.shape[1]):
+            here = ctx.slice(t, t + 1)
+            if here.reset is not None:
+                read = torch.where(here.reset & _real(here, x), initial, read)
+            mixed = self.mixer(self.input(torch.cat([x[:, t : t + 1], read[:, None]], -1)), here, children.get("mixer"))
+            scan, value = read_value(self.memory, mixed.y, here, State(children=children))
+            outputs.append(mixed.y + value)
+            read = value[:, 0] if here.mask is None else torch.where(here.mask, value[:, 0], read)
+            children["memory"] = scan.state
+            if mixed.state is not None:
+                children["mixer"] = mixed.state
+            for into, part in (
+                (losses, {**scoped("mixer", mixed.losses), **scoped("memory", scan.losses)}),
+                (metrics, {**scoped("mixer", mixed.metrics), **scoped("memory", scan.metrics)}),
+            ):
+                for name, value in part.items():
+                    into[name] = into.get(name, torch.zeros_like(value)) + value / x.shape[1]
+        y = torch.cat(outputs, 1) if outputs else x
+        return Output(y, State({"read": read}, start.spec, children) if state else None, losses, metrics)
+
+
+def _real(ctx: Context, x: Tensor) -> Tensor:
+    """(B, 1) bool: whether the one token of this context is real."""
+    return ctx.mask if ctx.mask is not None else torch.ones(x.shape[0], 1, dtype=torch.bool, device=x.device)

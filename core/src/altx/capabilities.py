@@ -1,0 +1,197 @@
+"""What a component with a given config can do: declared as data, checked when composing, proved by tests.
+
+Nothing here imports torch. The functions at the end say what a composition of parts can do, so that the
+check before a model is built and the model itself never disagree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from math import lcm
+from typing import Literal
+
+Growth = Literal["none", "constant", "window", "linear"]
+GROWTHS: tuple[Growth, ...] = ("none", "constant", "window", "linear")
+Rollback = Literal["crop", "snapshot", "none"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capabilities:
+    """Promises of a layer. Each one is tested by `altx check`.
+
+    Args:
+        causal: with `ctx.causal=True`, no output depends on a later token.
+        bidirectional: accepts `ctx.causal=False`.
+        streaming: "token": a sequence may be cut anywhere and continued from the state, one token at a
+            time included; "chunk": only at multiples of `split_multiple`; "none": no state at all.
+        split_multiple: with "chunk", where cuts are legal.
+        partial: what may happen between two legal cuts: "any" length, "single" tokens, or "none".
+        growth: how the state grows with the tokens seen.
+        rollback: "crop": the last tokens can be dropped exactly; "snapshot": keep an earlier state
+            instead (states are immutable, so keeping one costs nothing); "none": there is no state.
+        masked: honours `ctx.mask`: masked tokens change no other output and no state.
+        reset: honours `ctx.reset`: a token where it is true starts a fresh sequence.
+        packing: honours `ctx.cu_seqlens` itself (otherwise composition unpacks the batch for it).
+        cross: reads `ctx.cross`.
+        graph: whether it reads `ctx.graph`.
+        max_len: longest sequence it accepts, or None.
+        len_multiple: a sequence's length must be a multiple of this.
+        deterministic: same weights, inputs and state give the same output.
+        requires: names in `ctx.shared` that an earlier layer must export.
+        provides: names it exports.
+        includes: which of "norm" and "residual" it already contains, so that a block adds neither.
+        accepts_kv: a memory may add keys and values to its softmax.
+        losses: names of the auxiliary losses it returns, with the weight that training should give each.
+        compiles: `torch.compile(fullgraph=True)` can take it.
+    """
+
+    causal: bool = True
+    bidirectional: bool = False
+    streaming: Literal["none", "chunk", "token"] = "token"
+    split_multiple: int = 1
+    partial: Literal["any", "single", "none"] = "any"
+    growth: Growth = "none"
+    rollback: Rollback = "none"
+    masked: bool = True
+    reset: bool = True
+    packing: bool = False
+    cross: bool = False
+    graph: Literal["ignored", "optional", "required"] = "ignored"
+    max_len: int | None = None
+    len_multiple: int = 1
+    deterministic: bool = True
+    requires: frozenset[str] = frozenset()
+    provides: frozenset[str] = frozenset()
+    includes: frozenset[str] = frozenset()
+    accepts_kv: bool = False
+    losses: Mapping[str, float] = field(default_factory=dict)
+    compiles: bool = True
+
+    @property
+    def steps(self) -> bool:
+        """Whether it can be fed one token at a time."""
+        return self.streaming == "token" or (self.streaming == "chunk" and self.partial != "none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryCapabilities(Capabilities):
+    """Promises of a memory.
+
+    Args:
+        chunk: tokens that are read before any of them is written; 1 means token by token.
+        feedback: what is read must reach the controller before the next write, so it can only be
+            attached as "controller".
+        scope: who shares one state: a "layer", or all layers that name this memory ("shared").
+    """
+
+    chunk: int = 1
+    feedback: bool = False
+    scope: Literal["layer", "shared"] = "layer"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterCapabilities(Capabilities):
+    """Promises of a router.
+
+    Args:
+        lookahead: how far a token's decision looks: its own "token", the "past", the whole "sequence",
+            or the whole "batch".
+        decode: what a router that looks ahead does in a causal model: the "same" (it needs no
+            lookahead), use the "argmax" or a trained "predictor", or "forbid".
+    """
+
+    lookahead: Literal["token", "past", "sequence", "batch"] = "token"
+    decode: Literal["same", "argmax", "predictor", "forbid"] = "same"
+
+
+def meet(parts: Iterable[Capabilities]) -> Capabilities:
+    """What a chain of layers can do: only what each of them can, and it needs what any of them needs.
+
+    `losses` stay with the components that return them.
+    """
+    parts = list(parts)
+    if not parts:
+        return Capabilities(bidirectional=True, packing=True)
+    streams = [part.streaming for part in parts]
+    states = [part.rollback for part in parts if part.growth != "none"]
+    lengths = [part.max_len for part in parts if part.max_len is not None]
+    partials = [part.partial for part in parts if part.streaming == "chunk"]
+    graphs = [part.graph for part in parts]
+    return Capabilities(
+        causal=all(part.causal for part in parts),
+        bidirectional=all(part.bidirectional for part in parts),
+        streaming="none" if "none" in streams else "chunk" if "chunk" in streams else "token",
+        split_multiple=lcm(*(part.split_multiple for part in parts)),
+        partial=next((p for p in ("none", "single") if p in partials), "any"),  # type: ignore[arg-type]
+        growth=max((part.growth for part in parts), key=GROWTHS.index),
+        rollback="none" if not states else "crop" if set(states) == {"crop"} else "snapshot",
+        masked=all(part.masked for part in parts),
+        reset=all(part.reset for part in parts),
+        packing=all(part.packing for part in parts),
+        cross=any(part.cross for part in parts),
+        graph=next((g for g in ("required", "optional") if g in graphs), "ignored"),  # type: ignore[arg-type]
+        max_len=min(lengths, default=None),
+        len_multiple=lcm(*(part.len_multiple for part in parts)),
+        deterministic=all(part.deterministic for part in parts),
+        requires=frozenset().union(*(part.requires for part in parts)),
+        provides=frozenset().union(*(part.provides for part in parts)),
+        compiles=all(part.compiles for part in parts),
+    )
+
+
+def routed(router: Capabilities, targets: Iterable[Capabilities]) -> Capabilities:
+    """A router over targets."""
+    targets = list(targets)
+    parts = meet([router, *targets])
+    stateful = any(target.growth != "none" for target in targets)
+    # A target's state counts only the tokens routed to it, so dropping the last n tokens is not exact.
+    return replace(parts, rollback="snapshot") if stateful else parts
+
+
+def adapted(inner: Capabilities, adapter: str) -> Capabilities:
+    """A layer inside one of the adapters of `altx.adapters`."""
+    inner = replace(inner, losses={})
+    if adapter == "pad":
+        return replace(inner, len_multiple=1)
+    if adapter == "replay":
+        return replace(
+            inner, bidirectional=False, streaming="token", split_multiple=1, partial="any",
+            growth="linear", rollback="crop", masked=True, len_multiple=1,
+        )  # fmt: skip
+    if adapter == "bidirectional":
+        return replace(
+            inner, causal=False, bidirectional=True, streaming="none",
+            growth="none", rollback="none", packing=False, reset=False,
+        )  # fmt: skip
+    if adapter == "unpack":
+        return replace(inner, packing=True)
+    raise ValueError(f"unknown adapter {adapter!r}")
+
+
+def split_plan(offset: int, n: int, capabilities: Capabilities) -> list[int]:
+    """Cut n tokens, the first at absolute position `offset`, into lengths that a layer accepts.
+
+    Returns:
+        Lengths that add up to n, e.g. `split_plan(0, 6, m)` is `[4, 1, 1]` for split_multiple 4 with
+        single tokens between.
+
+    Raises:
+        ValueError: if there is no legal way.
+    """
+    if capabilities.streaming == "none":
+        raise ValueError("a layer that does not stream cannot be split; wrap it in PrefixReplay")
+    multiple = capabilities.split_multiple
+    if multiple == 1 or capabilities.partial == "any":
+        return [n] if n else []
+    plan = []
+    while n:
+        if offset % multiple == 0 and n >= multiple:
+            step = n - n % multiple
+        elif capabilities.partial == "single":
+            step = 1
+        else:
+            raise ValueError(f"{n} tokens at position {offset} cannot be cut at multiples of {multiple}")
+        plan.append(step)
+        offset, n = offset + step, n - step
+    return plan

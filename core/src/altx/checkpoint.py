@@ -1,0 +1,149 @@
+"""Checkpoints: a directory with the weights, the config, and who made the parts. Data only, never pickled.
+
+model.safetensors   the weights
+model.yaml          the config, every setting written out
+plugins.json        distributions and versions of the parts, and of altx and torch
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_model
+
+from altx import __version__, recipe, registry
+from altx.compose import build
+from altx.config import ModelConfig, validate
+from altx.errors import AltxError, CheckpointError, ConfigError, UnknownComponent
+from altx.model import Model
+from altx.resolve import resolve
+
+WEIGHTS, CONFIG, PLUGINS = "model.safetensors", "model.yaml", "plugins.json"
+
+
+def to_yaml(config: ModelConfig) -> str:
+    """A config as the text of a model.yaml."""
+    return yaml.safe_dump(recipe.dump(config), sort_keys=False, default_flow_style=None, width=110)
+
+
+def save(model: Model, path: str | Path, *, extra: dict[str, bytes] | None = None) -> None:
+    """Write a checkpoint; the directory appears complete or not at all.
+
+    Args:
+        path: directory to make; it must not exist.
+        extra: more files to put beside the weights, by name.
+
+    Raises:
+        CheckpointError: if the path exists or cannot be written.
+    """
+    path = Path(path)
+    if path.exists():
+        raise CheckpointError(f"{path} exists already", hint="choose another path, or remove it first")
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        partial.mkdir(parents=True)
+        save_model(model, str(partial / WEIGHTS))
+        (partial / CONFIG).write_text(to_yaml(model.config), "utf-8")
+        (partial / PLUGINS).write_text(json.dumps(_versions(model.config), indent=2) + "\n", "utf-8")
+        for name, content in (extra or {}).items():
+            (partial / name).write_bytes(content)
+        for file in partial.iterdir():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+        partial.rename(path)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise CheckpointError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def load(path: str | Path, *, plugins: registry.Registry | None = None) -> Model:
+    """Read a checkpoint.
+
+    Raises:
+        CheckpointError: if files are missing or damaged, a plugin is not installed, or the weights
+            belong to another config.
+    """
+    path = Path(path)
+    for name in (WEIGHTS, CONFIG):
+        if not (path / name).is_file():
+            raise CheckpointError(f"{path} is not a checkpoint: it has no {name}")
+    recorded = _recorded(path)
+    try:
+        config = validate(ModelConfig, recipe.read(path / CONFIG))
+        model = build(resolve(config, plugins or registry.default()), device="meta")
+    except UnknownComponent as error:
+        raise _missing_plugin(path, error, recorded) from None
+    except ConfigError as error:
+        raise CheckpointError(f"{path / CONFIG}: {error.what}", hint=error.hint) from None
+    return _fill(model, path / WEIGHTS)
+
+
+def _fill(model: Model, path: Path) -> Model:
+    """A model on the meta device, given the weights of a file."""
+    expected = model.state_dict()
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path}: damaged or cut short: {error}", hint="use an earlier checkpoint, or copy it again"
+        ) from None
+    wrong = [
+        f"{name} is {tuple(tensors[name].shape)}, the config says {tuple(expected[name].shape)}"
+        for name in tensors.keys() & expected.keys()
+        if tensors[name].shape != expected[name].shape
+    ]
+    wrong += [f"{name} is missing" for name in expected.keys() - tensors.keys()]
+    wrong += [f"{name} is left over" for name in tensors.keys() - expected.keys()]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise CheckpointError(f"{path} belongs to another config: {'; '.join(sorted(wrong)[:3])}{more}")
+    model.load_state_dict(tensors, assign=True)
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    return model
+
+
+def _versions(config: ModelConfig) -> dict[str, Any]:
+    """Versions of everything a config's parts came from."""
+    names = {name.partition(":")[0] for name in _names(recipe.dump(config)["blocks"])}
+    plugins = {plugin.distribution: plugin.version for plugin in registry.default().plugins}
+    return {
+        "altx": __version__,
+        "torch": torch.__version__,
+        "plugins": {n: plugins[n] for n in sorted(names) if n in plugins},
+    }
+
+
+def _names(node: Any) -> list[str]:
+    if isinstance(node, list):
+        return [name for item in node for name in _names(item)]
+    if isinstance(node, dict):
+        return [node["name"]] if "name" in node else [name for value in node.values() for name in _names(value)]
+    return []
+
+
+def _recorded(path: Path) -> dict[str, str]:
+    """Plugin versions that a checkpoint was made with, as far as they can be read."""
+    try:
+        recorded = json.loads((path / PLUGINS).read_text("utf-8"))["plugins"]
+        return {str(name): str(version) for name, version in recorded.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _missing_plugin(path: Path, error: AltxError, recorded: dict[str, str]) -> CheckpointError:
+    installed = {plugin.distribution for plugin in registry.default().plugins}
+    lacking = [f"{name}=={version}" for name, version in recorded.items() if name not in installed]
+    if lacking:
+        return CheckpointError(
+            f"{path}: {error.what}", hint=f"the checkpoint was made with it: pip install {' '.join(lacking)}"
+        )
+    return CheckpointError(f"{path}: {error.what}", hint=error.hint)

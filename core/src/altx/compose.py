@@ -1,0 +1,129 @@
+"""From a blueprint to a model: plugins build their parts, altx connects them and touches no weight."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from altx import recipe, registry
+from altx.adapters import Bidirectional, PadToMultiple, PrefixReplay, Unpack
+from altx.attach import ControllerAttach, GateAttach, MemoryLayer, ResidualAttach
+from altx.block import Residual, Stack
+from altx.errors import AltxError, BrokenPlugin, CompositionError
+from altx.layer import Component, Layer
+from altx.memory import Memory
+from altx.model import Model
+from altx.resolve import Blueprint, Branch, Part, resolve
+from altx.routed import Routed, TargetBank
+from altx.router import Router
+from altx.spec import BuildContext
+
+AnyComponent = TypeVar("AnyComponent", bound=Component)
+
+
+def compose(
+    model: Mapping[str, Any] | str | Path,
+    settings: Mapping[str, Any] | None = None,
+    *,
+    seed: int | None = None,
+    plugins: registry.Registry | None = None,
+) -> Model:
+    """Build a model from a recipe.
+
+    Args:
+        model: a recipe as plain data, e.g. `{"mixer": "3*mamba,attention", "dim": 256}`, or the path of a YAML file.
+        settings: values by path, applied last; see `altx.recipe.load`.
+        seed: makes the initial weights reproducible and leaves the global generator as it was.
+        plugins: the registry to use; default: everything installed.
+
+    Raises:
+        AltxError: saying what is wrong, where, and what would be accepted.
+    """
+    data = recipe.read(Path(model)) if isinstance(model, (str, Path)) else model
+    return build(resolve(recipe.load(data, settings), plugins or registry.default()), seed=seed)
+
+
+def build(blueprint: Blueprint, *, seed: int | None = None, device: str | None = None) -> Model:
+    """Build the model of a blueprint.
+
+    Args:
+        seed: as for `compose`.
+        device: where to build it; "meta" gives shapes without memory.
+    """
+    with (
+        torch.random.fork_rng(devices=[], enabled=seed is not None),
+        torch.device(device or torch.get_default_device()),
+    ):
+        if seed is not None:
+            torch.manual_seed(seed)
+        config = blueprint.config
+        blocks = []
+        for index, branches in enumerate(blueprint.blocks):
+            ctx = BuildContext(dim=config.dim, layer=index, num_layers=len(blueprint.blocks))
+            blocks.append(Stack(Residual(build_branch(b, ctx), config.dim, b.norm, config.norm_eps) for b in branches))
+        body: Layer = Stack(blocks)
+        if not body.capabilities.packing and body.capabilities.masked:
+            body = Unpack(body)
+        return Model(config, body)
+
+
+def build_branch(branch: Branch, ctx: BuildContext) -> Layer:
+    """Build one sublayer's body, or one target of a router."""
+    if branch.turned:
+        return Bidirectional(_one_way(branch, ctx), _one_way(branch, ctx))
+    return _one_way(branch, ctx)
+
+
+def _one_way(branch: Branch, ctx: BuildContext) -> Layer:
+    spec = branch.part.component.spec
+    if spec.kind == "router":
+        return _routed(branch, ctx)
+    if spec.kind == "memory":
+        return MemoryLayer(build_part(branch.part, ctx, Memory))
+    layer: Layer = build_part(branch.part, ctx, Layer)
+    for adapter in branch.adapters:
+        layer = PadToMultiple(layer) if adapter == "pad" else PrefixReplay(layer, ctx.dim)
+    if not branch.memory:
+        return layer
+    return attach(branch.attach, layer, build_part(branch.memory, ctx, Memory), ctx.dim)
+
+
+def attach(mode: str, mixer: Layer, memory: Memory, dim: int) -> Layer:
+    """A mixer with a memory attached."""
+    if mode == "residual":
+        return ResidualAttach(mixer, memory)
+    return (GateAttach if mode == "gate" else ControllerAttach)(mixer, memory, dim)
+
+
+def _routed(branch: Branch, ctx: BuildContext) -> Layer:
+    n = len(branch.targets)
+    many = BuildContext(dim=ctx.dim, layer=ctx.layer, num_layers=ctx.num_layers, num_targets=n)
+    router = build_part(branch.part, many, Router)
+    if branch.grouped:
+        return Routed(router, build_part(branch.targets[0].part, many, TargetBank, role="grouped"))
+    kinds = {target.part.component.spec.kind for target in branch.targets}
+    kind = {"mixer": "mixers", "memory": "memories"}.get(kinds.pop(), "experts") if len(kinds) == 1 else "blocks"
+    return Routed(router, [build_branch(target, ctx) for target in branch.targets], kind)
+
+
+def build_part(part: Part, ctx: BuildContext, expected: type[AnyComponent], role: str = "build") -> AnyComponent:
+    """Have the plugin build one component.
+
+    Raises:
+        CompositionError: if the plugin's code raises.
+        BrokenPlugin: if it builds something else.
+    """
+    builder = part.component.load(role)
+    try:
+        module = builder(part.config, ctx)
+    except AltxError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise CompositionError(f"{part.path}: building {part} failed: {registry.describe(error)}") from error
+    if not isinstance(module, expected):
+        raise BrokenPlugin(f"{part}: its {role} returned a {type(module).__name__}, not a {expected.__name__}")
+    module.capabilities = part.capabilities
+    return module

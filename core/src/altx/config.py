@@ -1,0 +1,235 @@
+"""The one schema of a model: for YAML files, the command line and Python. Never imports torch.
+
+A `ModelConfig` lists its blocks and their sublayers. `altx.recipe` turns the short forms (patterns,
+defaults) into it, and `altx.resolve` writes every setting of every component out.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from altx.errors import ConfigError
+
+SCHEMA_VERSION = 1
+
+
+class Config(BaseModel):
+    """Base of every config, a plugin's included: frozen, unknown keys refused, no silent conversions.
+
+    A field needs a default wherever one makes sense, and a description: `altx show` prints both. The
+    name `name` is taken.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    def fit(self, dim: int) -> None:
+        """Raise ValueError if this config cannot be used at model width `dim`; say what would be accepted."""
+
+
+class RouterConfig(Config):
+    """Base of a router's config."""
+
+    def fit_targets(self, n: int) -> None:
+        """Raise ValueError if this router cannot choose among n targets; say what would be accepted."""
+
+
+class ComponentRef(BaseModel):
+    """A component by name, with its own config beside it: `mamba`, or `{name: mamba, state_size: 16}`."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
+
+    name: str = Field(description="short name, or 'distribution:name' where two plugins offer one")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The component's own settings, as written."""
+        return dict(self.model_extra or {})
+
+
+class Body(Config):
+    """One branch of a block: exactly one of mixer, feed_forward, router, or a memory by itself."""
+
+    mixer: ComponentRef | None = Field(None, description="a token mixer")
+    feed_forward: ComponentRef | None = Field(None, description="a feed-forward layer")
+    router: ComponentRef | None = Field(None, description="a router over `targets`")
+    targets: list[Target] | None = Field(None, description="what the router chooses among")
+    memory: ComponentRef | None = Field(None, description="a memory: attached to the mixer, or by itself")
+    attach: str | None = Field(None, description="how the memory is attached; each memory has a default")
+
+    @model_validator(mode="after")
+    def _one_body(self) -> Self:
+        bodies = [name for name in ("mixer", "feed_forward", "router") if getattr(self, name)]
+        if len(bodies) > 1:
+            raise ValueError(f"a sublayer is one of mixer, feed_forward and router, not {' and '.join(bodies)}")
+        if not bodies and not self.memory:
+            raise ValueError("a sublayer needs a mixer, a feed_forward, a router or a memory")
+        if self.memory and bodies and bodies != ["mixer"]:
+            raise ValueError(f"a memory attaches to a mixer, not to a {bodies[0]}; give it a sublayer of its own")
+        if self.attach and not (self.memory and self.mixer):
+            raise ValueError("attach says how a memory joins a mixer; this sublayer does not have both")
+        if bool(self.router) != bool(self.targets):
+            raise ValueError("a router needs targets, and targets a router")
+        return self
+
+
+class Target(Body):
+    """A router's target, or `repeat` of them with weights of their own."""
+
+    repeat: int = Field(1, ge=1, le=65536, description="how many such targets")
+
+
+class Sublayer(Body):
+    """y = x + body(norm(x))."""
+
+    norm: Literal["rms", "layer", "none"] = Field("rms", description="the norm before the body")
+
+
+class Block(Config):
+    """Sublayers one after another, `repeat` times with weights of their own."""
+
+    sublayers: list[Sublayer] = Field(min_length=1, description="in order")
+    repeat: int = Field(1, ge=1, le=65536, description="how many such blocks")
+
+
+class TokensInput(Config):
+    """Integer tokens, embedded."""
+
+    kind: Literal["tokens"] = "tokens"
+    vocab: int = Field(256, gt=0, description="number of tokens; 256 reads bytes")
+
+
+class VectorsInput(Config):
+    """Continuous vectors (B, T, size), projected."""
+
+    kind: Literal["vectors"]
+    size: int = Field(gt=0, description="size of an input vector")
+
+
+class LanguageModelHead(Config):
+    """A logit per token of the vocabulary at every position."""
+
+    kind: Literal["language-model"] = "language-model"
+    tie: bool = Field(True, description="share the embedding's weights")
+
+
+class ClassifierHead(Config):
+    """Logits (B, classes) for a whole sequence."""
+
+    kind: Literal["classifier"]
+    classes: int = Field(gt=0, description="number of classes")
+    pool: Literal["mean", "last"] = Field("mean", description="over real tokens")
+
+
+class VectorsHead(Config):
+    """A vector (B, T, size) at every position."""
+
+    kind: Literal["vectors"]
+    size: int = Field(gt=0, description="size of an output vector")
+
+
+Input = Annotated[TokensInput | VectorsInput, Field(discriminator="kind")]
+Head = Annotated[LanguageModelHead | ClassifierHead | VectorsHead, Field(discriminator="kind")]
+
+
+class ModelConfig(Config):
+    """A whole model, block by block."""
+
+    altx: Literal[1] = Field(SCHEMA_VERSION, description="version of this schema")
+    dim: int = Field(128, gt=0, le=1 << 20, description="model width D")
+    causal: bool = Field(True, description="no output depends on a later token")
+    input: Input = Field(default_factory=TokensInput, description="what goes in")
+    head: Head = Field(default_factory=LanguageModelHead, description="what comes out")
+    final_norm: Literal["rms", "layer", "none"] = Field("rms", description="the norm before the head")
+    norm_eps: float = Field(1e-5, gt=0, description="epsilon of every norm")
+    blocks: list[Block] = Field(min_length=1, max_length=4096, description="the layers, in order")
+
+    @model_validator(mode="after")
+    def _head_fits_input(self) -> Self:
+        if self.head.kind == "language-model" and self.input.kind != "tokens":
+            raise ValueError("a language-model head needs tokens as input; for vectors use the head 'vectors'")
+        return self
+
+
+AnyConfig = TypeVar("AnyConfig", bound=BaseModel)
+
+
+def validate(model: type[AnyConfig], data: Any, *, path: str = "", owner: str = "") -> AnyConfig:
+    """Build a config from plain data.
+
+    Args:
+        model: the config class.
+        data: a mapping, as read from YAML.
+        path: where the data sits in the file.
+        owner: plugin and version that the class belongs to, for messages.
+
+    Raises:
+        ConfigError: naming each wrong value's path, the value, and what would be accepted.
+    """
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        problems = [_explain(model, data, problem, path) for problem in error.errors()]
+        raise ConfigError("\n".join(problems), hint=f"(settings of {owner})" if owner else "") from None
+
+
+def _explain(model: type[BaseModel], data: Any, problem: Mapping[str, Any], path: str) -> str:
+    """One of pydantic's findings as a line: path, value, what would be accepted."""
+    steps = _steps_in(data, problem["loc"])
+    where = _join(path, steps)
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(model, steps[:-1])
+        close = difflib.get_close_matches(str(steps[-1]), known, n=1, cutoff=0.5)
+        guess = f"; did you mean {close[0]!r}?" if close else ""
+        return f"{where}: unknown key{guess} (known: {', '.join(known)})"
+    if problem["type"] == "missing":
+        return f"{where}: missing"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    value = problem["input"]
+    shown = "" if isinstance(value, (Mapping, BaseModel)) else f", not {value!r}"
+    return f"{where or 'the model'}: {message}{shown}"
+
+
+def _steps_in(data: Any, location: Sequence[str | int]) -> list[str | int]:
+    """A location without the names of union members, which pydantic puts between the keys of the file."""
+    steps: list[str | int] = []
+    for position, step in enumerate(location):
+        inside = isinstance(data, Mapping) and step in data
+        element = isinstance(data, Sequence) and isinstance(step, int) and step < len(data)
+        if inside or element:
+            data = data[step]
+            steps.append(step)
+        elif position == len(location) - 1:
+            steps.append(step)
+    return steps
+
+
+def _join(path: str, steps: Sequence[str | int]) -> str:
+    for step in steps:
+        path = f"{path}[{step}]" if isinstance(step, int) else f"{path}.{step}" if path else step
+    return path
+
+
+def _known_keys(model: Any, steps: Sequence[str | int]) -> list[str]:
+    """Field names that are legal at a place in a model."""
+    schema = model.model_json_schema()
+
+    def follow(node: dict[str, Any]) -> list[dict[str, Any]]:
+        if "$ref" in node:
+            return follow(schema["$defs"][node["$ref"].rsplit("/", 1)[-1]])
+        return [leaf for option in node.get("anyOf", node.get("oneOf", [])) for leaf in follow(option)] or [node]
+
+    nodes = follow(schema)
+    for step in steps:
+        inner = [n["items"] if isinstance(step, int) else n.get("properties", {}).get(step) for n in nodes if n]
+        nodes = [leaf for node in inner if node for leaf in follow(node)]
+    return sorted({key for node in nodes for key in node.get("properties", {})})

@@ -1,0 +1,109 @@
+"""Everything about the tokens that is not the tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Edges between tokens.
+
+    Args:
+        edge_index: (2, E) int64, source to target, over the B*T flattened tokens.
+        edge_attr: (E, F) or None.
+    """
+
+    edge_index: Tensor
+    edge_attr: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Cross:
+    """A second sequence to attend to.
+
+    Args:
+        tokens: (B, S, D).
+        mask: (B, S) bool, True where real, or None.
+    """
+
+    tokens: Tensor
+    mask: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a layer is told beside its input x (B, T, D). Every field but `causal` may be None or empty.
+
+    Args:
+        causal: no output may depend on a later token.
+        mask: (B, T) bool, True for a real token, in any pattern. A masked token leaves the state
+            untouched, is never routed and never counts in a statistic; its output is unspecified.
+        positions: (B, T) int64 absolute positions; the default counts real tokens from `state.seen`.
+        cu_seqlens: (N+1,) int64: x is (1, T, D) and holds N sequences end to end, which start at
+            cu_seqlens[:-1]; a state then has batch N.
+        reset: (B, T) bool, True where a fresh sequence starts within a row.
+        graph: edges between the tokens.
+        cross: a second sequence.
+        grid: (height, width) when the tokens are the cells of a grid, row by row.
+        shared: exports of earlier layers by name.
+        generator: source of every random number a layer draws.
+        donate_state: the caller gives up the state that it passes in, and has reserved room in it for
+            these tokens: its storage may be reused. Only a generation loop can know this.
+    """
+
+    causal: bool = True
+    mask: Tensor | None = None
+    positions: Tensor | None = None
+    cu_seqlens: Tensor | None = None
+    reset: Tensor | None = None
+    graph: Graph | None = None
+    cross: Cross | None = None
+    grid: tuple[int, int] | None = None
+    shared: Mapping[str, Tensor] = field(default_factory=dict)
+    generator: torch.Generator | None = None
+    donate_state: bool = False
+
+    def replace(self, **changes: Any) -> Context:
+        """A copy with some fields changed."""
+        return replace(self, **changes)
+
+    def slice(self, start: int, stop: int) -> Context:
+        """The context of tokens start..stop-1 of each row. `shared` must hold one entry per token."""
+
+        def cut(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value[:, start:stop]
+
+        return replace(
+            self,
+            mask=cut(self.mask),
+            positions=cut(self.positions),
+            reset=cut(self.reset),
+            shared={name: value[:, start:stop] for name, value in self.shared.items()},
+        )
+
+    def and_mask(self, mask: Tensor) -> Context:
+        """A context in which only tokens of both masks are real. mask: (B, T) bool."""
+        return replace(self, mask=mask if self.mask is None else self.mask & mask)
+
+    def lengths(self, x: Tensor) -> Tensor:
+        """Number of real tokens in each row of x (B, T, ...): (B,) int64."""
+        if self.mask is None:
+            return torch.full((x.shape[0],), x.shape[1], dtype=torch.int64, device=x.device)
+        return self.mask.sum(1)
+
+    def ranks(self, x: Tensor, seen: Tensor | None = None) -> Tensor:
+        """Index of each token of x (B, T, ...) among its row's real tokens, counted from `seen`: (B, T) int64.
+
+        A masked token gets the index of the real token before it.
+        """
+        if self.mask is None:
+            ranks = torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
+        else:
+            ranks = self.mask.cumsum(1) - 1
+        return ranks if seen is None else ranks + seen[:, None]

@@ -1,0 +1,60 @@
+"""The dispatch plan: which rows of which target a batch of tokens becomes, in one sorted list."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Plan:
+    """P (token, target) pairs sorted by (target, row, time); pairs without a target come last.
+
+    P does not depend on the data, so that nothing synchronises with the host.
+
+    Args:
+        token: (P,) int64 index b*T + t.
+        weight: (P,) gate of each pair, 0 where there is no target; carries the router's gradient.
+        offsets: (n+1,) int64: target i owns pairs offsets[i]:offsets[i+1]. Pairs from offsets[n] on are void.
+    """
+
+    token: Tensor
+    weight: Tensor
+    offsets: Tensor
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Rows of x (B, T, D) in the plan's order: (P, D)."""
+        return x.reshape(-1, x.shape[-1])[self.token]
+
+    def combine(self, y: Tensor, batch: int, length: int) -> Tensor:
+        """Weighted sum of the targets' outputs y (P, D) per token: (B, T, D)."""
+        weighted = y * self.weight[:, None].to(y.dtype)
+        # A void pair's row was computed by nobody, so its content may be anything, NaN included.
+        weighted = weighted.masked_fill(~self.valid[:, None], 0)
+        flat = y.new_zeros(batch * length, y.shape[-1]).index_add(0, self.token, weighted)
+        return flat.reshape(batch, length, -1)
+
+    @property
+    def valid(self) -> Tensor:
+        """(P,) bool: pairs that have a target."""
+        return torch.arange(len(self.token), device=self.token.device) < self.offsets[-1]
+
+
+def plan(token: Tensor, target: Tensor, weight: Tensor, num_targets: int) -> Plan:
+    """Sort pairs by target, and within a target by token, which is by row and time.
+
+    Args:
+        token: (P,) int64 b*T + t.
+        target: (P,) int64, -1 for none.
+        weight: (P,).
+        num_targets: n.
+    """
+    key = torch.where(target < 0, num_targets, target)
+    by_token = torch.argsort(token, stable=True)
+    order = by_token[torch.argsort(key[by_token], stable=True)]
+    counts = torch.zeros(num_targets + 1, dtype=torch.int64, device=token.device)
+    counts = counts.index_add(0, key, torch.ones_like(key))
+    offsets = torch.cat([counts.new_zeros(1), counts[:num_targets].cumsum(0)])
+    return Plan(token[order], weight[order], offsets)

@@ -1,0 +1,139 @@
+"""A whole model: what comes in is turned into tokens of width D, passes the blocks, and meets a head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from altx.block import make_norm
+from altx.config import ClassifierHead, LanguageModelHead, ModelConfig, TokensInput
+from altx.context import Context
+from altx.errors import UnsupportedContext
+from altx.layer import FRESH, Component, Layer, Output, descendants, scoped
+from altx.state import State
+
+
+class Model(Component):
+    """An input adapter, the blocks, a norm and a head.
+
+    Args:
+        config: the canonical config.
+        body: the blocks.
+    """
+
+    def __init__(self, config: ModelConfig, body: Layer) -> None:
+        super().__init__()
+        self.config = config
+        self.input: nn.Module = (
+            nn.Embedding(config.input.vocab, config.dim)
+            if isinstance(config.input, TokensInput)
+            else nn.Linear(config.input.size, config.dim)
+        )
+        self.body = body
+        self.norm = make_norm(config.final_norm, config.dim, config.norm_eps)
+        self.head = self._make_head(config)
+        self.capabilities = body.capabilities
+        if isinstance(self.input, nn.Embedding):
+            # A tied embedding is also the head: rows of length about 1 keep first logits near 0 (GPT-2).
+            nn.init.normal_(self.input.weight, std=0.02)
+        if isinstance(self.head, nn.Linear):
+            nn.init.normal_(self.head.weight, std=0.02)
+
+    @staticmethod
+    def _make_head(config: ModelConfig) -> nn.Module | None:
+        head = config.head
+        if isinstance(head, LanguageModelHead):
+            assert isinstance(config.input, TokensInput)
+            return None if head.tie else nn.Linear(config.dim, config.input.vocab, bias=False)
+        return nn.Linear(config.dim, head.classes if isinstance(head, ClassifierHead) else head.size)
+
+    def init_state(
+        self,
+        batch: int,
+        *,
+        capacity: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> State:
+        """The state before the first token; `capacity` reserves room for that many tokens.
+
+        Raises:
+            UnsupportedContext: if the model cannot stream.
+        """
+        if self.capabilities.streaming == "none":
+            raise UnsupportedContext("this model does not stream: some of its layers look at the whole sequence")
+        weight = next(self.parameters())
+        device, dtype = device or weight.device, dtype or weight.dtype
+        return self.body.init_state(batch, capacity=capacity, device=device, dtype=dtype) or State()
+
+    def forward(self, inputs: Tensor, ctx: Context = FRESH, state: State | None = None) -> Output:
+        """Run the model.
+
+        Args:
+            inputs: (B, T) int64 tokens, or (B, T, size) vectors.
+            ctx: as for any layer; `causal` is the model's own.
+            state: from `init_state` or an earlier call, to continue.
+
+        Returns:
+            y is (B, T, vocab), (B, T, size), or (B, classes).
+
+        Raises:
+            UnsupportedContext: if the context asks for what some part cannot honour.
+        """
+        self._refuse(inputs, ctx)
+        out = self.body(self.input(inputs), ctx.replace(causal=self.config.causal), state)
+        x = self.norm(out.y)
+        if isinstance(self.config.head, ClassifierHead):
+            x = _pool(x, ctx.mask, self.config.head.pool)
+        y = F.linear(x, self.tied_weight) if self.head is None else self.head(x)
+        return Output(y, out.state, scoped("body", out.losses), scoped("body", out.metrics))
+
+    @property
+    def tied_weight(self) -> Tensor:
+        """The embedding's weight, which a tied head shares."""
+        assert isinstance(self.input, nn.Embedding)
+        return self.input.weight
+
+    def loss_weights(self) -> dict[str, float]:
+        """Recommended weight of each auxiliary loss, by the name under which `forward` returns it."""
+        return {
+            f"{path}.{name}": weight
+            for path, component in descendants(self)
+            for name, weight in component.capabilities.losses.items()
+        }
+
+    def _refuse(self, inputs: Tensor, ctx: Context) -> None:
+        """Say which part cannot honour the context, rather than ignore it."""
+        caps = self.capabilities
+        wanted = {"mask": caps.masked, "reset": caps.reset, "cu_seqlens": caps.packing}
+        for field, honoured in wanted.items():
+            if getattr(ctx, field) is not None and not honoured:
+                flag = {"mask": "masked", "reset": "reset", "cu_seqlens": "packing"}[field]
+                raise UnsupportedContext(f"{self._culprits(flag, False)} cannot honour ctx.{field}")
+        if caps.max_len is not None and inputs.shape[1] > caps.max_len:
+            raise UnsupportedContext(
+                f"{inputs.shape[1]} tokens are more than the {caps.max_len} that {self._culprits('max_len', caps.max_len)} accepts"
+            )
+        if isinstance(self.config.head, ClassifierHead) and ctx.cu_seqlens is not None:
+            raise UnsupportedContext(
+                "a classifier head pools whole rows; give it a padded batch with a mask, not a packed one"
+            )
+
+    def _culprits(self, field: str, value: Any) -> str:
+        """Paths of the innermost components whose capability has this value."""
+        paths = [
+            p for p, c in descendants(self) if getattr(c.capabilities, field) == value and not list(descendants(c))
+        ]
+        return ", ".join(paths) or "this model"
+
+
+def _pool(x: Tensor, mask: Tensor | None, how: str) -> Tensor:
+    """(B, T, D) to (B, D), over real tokens. A row without any is 0."""
+    real = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
+    if how == "last":
+        step = torch.arange(1, x.shape[1] + 1, device=x.device)
+        real = (step * real) == (step * real).amax(1, keepdim=True).clamp(min=1)
+    return torch.where(real[..., None], x, 0).sum(1) / real.sum(1, keepdim=True).clamp(min=1)

@@ -1,0 +1,291 @@
+"""Short forms of a model: patterns, repeats, defaults and overrides, all of which expand to `ModelConfig`.
+
+    mixer: "3*mamba,attention"      # cycles over the blocks
+    memory: ntm
+    layers: 8
+
+is the same model as its 8 blocks written out. Never imports torch.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field
+
+from altx.config import Block, ComponentRef, Config, Head, Input, ModelConfig, TokensInput, validate
+from altx.errors import ConfigError
+
+ELEMENT = re.compile(r"(?:(\d+)\s*\*\s*)?([a-z][a-z0-9-]*(?::[a-z][a-z0-9-]*)?)")
+DEFAULT_EXPERTS = 8
+DEFAULT_LAYERS = 2
+MAX_FILE_BYTES = 4 << 20
+NONE = "none"
+
+
+class PatternEntry(ComponentRef):
+    """An element of a pattern written as a mapping: a component, its settings, how often."""
+
+    repeat: int = Field(1, ge=1, le=4096)
+
+
+Pattern = str | list[str | PatternEntry]
+
+
+class Recipe(Config):
+    """A model in short. Either `blocks`, or a `mixer` with what goes beside it."""
+
+    altx: Literal[1] = Field(1, description="version of this schema")
+    dim: int = Field(128, gt=0, le=1 << 20, description="model width D")
+    causal: bool = Field(True, description="no output depends on a later token")
+    input: Input = Field(default_factory=TokensInput, description="what goes in")
+    head: Head | None = Field(None, description="what comes out; a language model for tokens")
+    norm: Literal["rms", "layer", "none"] = Field("rms", description="norm of every sublayer of the pattern")
+    final_norm: Literal["rms", "layer", "none"] = Field("rms", description="the norm before the head")
+    norm_eps: float = Field(1e-5, gt=0, description="epsilon of every norm")
+    blocks: list[Block] | None = Field(None, max_length=4096, description="the layers, in order")
+    mixer: Pattern | None = Field(None, description='pattern of token mixers, e.g. "3*mamba,attention"')
+    memory: Pattern | None = Field(None, description='pattern of memories; "none" leaves a block without')
+    attach: str | None = Field(None, description="how the memories are attached")
+    feed_forward: Pattern = Field(
+        "swiglu", description='pattern of feed-forwards; with a router, "8*swiglu" are its experts'
+    )
+    router: Pattern | None = Field(
+        None, description='pattern of routers over the feed-forwards; "none" leaves a block dense'
+    )
+    layers: int | None = Field(
+        None, ge=1, le=4096, description="number of blocks; a multiple of the mixer pattern's length"
+    )
+    defaults: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="settings by component name, wherever it is used: {mamba: {state_size: 8}}"
+    )  # fmt: skip
+
+    def expand(self) -> ModelConfig:
+        """The canonical form.
+
+        Raises:
+            ConfigError: if a pattern cannot be read, or the parts contradict each other.
+        """
+        head = self.head.model_dump() if self.head else {"kind": "language-model"}
+        if self.head is None and self.input.kind == "vectors":
+            raise ConfigError(
+                "head: missing", hint="with vectors as input, say what comes out, e.g. {kind: classifier, classes: 10}"
+            )
+        data = {
+            "altx": self.altx, "dim": self.dim, "causal": self.causal, "input": self.input.model_dump(),
+            "head": head, "final_norm": self.final_norm, "norm_eps": self.norm_eps, "blocks": self._blocks(),
+        }  # fmt: skip
+        return validate(ModelConfig, data)
+
+    def _blocks(self) -> list[dict[str, Any]]:
+        if self.blocks is None:
+            blocks = self._blocks_from_patterns()
+        else:
+            clash = sorted(
+                self.model_fields_set & {"mixer", "memory", "attach", "feed_forward", "router", "layers", "norm"}
+            )
+            if clash:
+                raise ConfigError(
+                    f"{clash[0]}: the model already lists its blocks", hint="change it there, or leave out `blocks`"
+                )
+            blocks = [block.model_dump(exclude_none=True) for block in self.blocks]
+        used = {ref["name"].split(":")[-1] for ref in _references(blocks)}
+        for name, settings in self.defaults.items():
+            if name not in used:
+                raise ConfigError(f"defaults.{name}: no part of this model is called {name!r}", hint=_parts(blocks))
+            for ref in _references(blocks):
+                if ref["name"].split(":")[-1] == name:
+                    ref.update({**settings, **ref})
+        return blocks
+
+    def _blocks_from_patterns(self) -> list[dict[str, Any]]:
+        if self.mixer is None:
+            raise ConfigError(
+                "mixer: missing", hint="name a token mixer, e.g. --mixer mamba; `altx list` shows what is installed"
+            )
+        mixers = parse(self.mixer, "mixer")
+        memories = parse(self.memory or NONE, "memory")
+        routers = parse(self.router or NONE, "router")
+        layers = self.layers or math.ceil(DEFAULT_LAYERS / len(mixers)) * len(mixers)
+        if layers % len(mixers):
+            lower = layers // len(mixers) * len(mixers)
+            near = " or ".join(str(n) for n in (lower, lower + len(mixers)) if n)
+            raise ConfigError(
+                f"layers: {layers} is not a multiple of the mixer pattern's {len(mixers)} entries", hint=f"use {near}"
+            )
+        for name, pattern in (("memory", memories), ("router", routers)):
+            if layers % len(pattern):
+                raise ConfigError(
+                    f"{name}: a pattern of {len(pattern)} entries does not fit {layers} layers",
+                    hint='write "none" for a block without',
+                )
+        if self.attach and not any(memories):
+            raise ConfigError("attach: there is no memory to attach", hint="name one with memory (--memory)")
+        # Beside a router the feed-forward's pattern lists the experts of every block; else it cycles.
+        feed_forwards = parse(self.feed_forward, "feed_forward")
+        if not any(routers) and layers % len(feed_forwards):
+            raise ConfigError(f"feed_forward: a pattern of {len(feed_forwards)} entries does not fit {layers} layers")
+        blocks = []
+        for i in range(layers):
+            mixer: dict[str, Any] = {"mixer": mixers[i % len(mixers)]}
+            if memory := memories[i % len(memories)]:
+                mixer["memory"] = memory
+                if self.attach:
+                    mixer["attach"] = self.attach
+            sublayers = [mixer] if mixer["mixer"] else []
+            if router := routers[i % len(routers)]:
+                sublayers.append({"router": router, "targets": self._experts(feed_forwards)})
+            elif feed_forward := feed_forwards[i % len(feed_forwards)]:
+                sublayers.append({"feed_forward": feed_forward})
+            blocks.append({"sublayers": [{**copy.deepcopy(sublayer), "norm": self.norm} for sublayer in sublayers]})
+        return blocks
+
+    def _experts(self, pattern: list[dict[str, Any] | None]) -> list[dict[str, Any]]:
+        experts = [ref for ref in pattern if ref]
+        if not experts:
+            raise ConfigError(
+                "feed_forward: a router needs experts to choose among", hint='e.g. feed_forward: "8*swiglu"'
+            )
+        if len(experts) == 1:
+            experts *= DEFAULT_EXPERTS
+        targets: list[dict[str, Any]] = []
+        for ref in experts:
+            if targets and targets[-1]["feed_forward"] == ref:
+                targets[-1]["repeat"] += 1
+            else:
+                targets.append({"feed_forward": ref, "repeat": 1})
+        return targets
+
+
+def parse(pattern: Pattern, path: str) -> list[dict[str, Any] | None]:
+    """A pattern as one entry per place; None for "none".
+
+    Raises:
+        ConfigError: with the element that cannot be read.
+    """
+    elements: list[str | PatternEntry] = [*pattern.split(",")] if isinstance(pattern, str) else list(pattern)
+    entries: list[dict[str, Any] | None] = []
+    for element in elements:
+        if isinstance(element, PatternEntry):
+            entries += [element.model_dump(exclude={"repeat"})] * element.repeat
+            continue
+        match = ELEMENT.fullmatch(element.strip())
+        if not match or (match[1] is not None and not 1 <= int(match[1][:6]) <= 4096):
+            raise ConfigError(
+                f"{path}: cannot read {element.strip()!r}",
+                hint='a pattern is names and counts, e.g. "3*mamba,attention"',
+            )
+        entries += [None if match[2] == NONE else {"name": match[2]}] * int(match[1] or 1)
+    return entries
+
+
+def _references(node: Any) -> list[dict[str, Any]]:
+    """Every component reference in plain blocks."""
+    if isinstance(node, list):
+        return [ref for item in node for ref in _references(item)]
+    if not isinstance(node, dict):
+        return []
+    if "name" in node:
+        return [node]
+    return [ref for value in node.values() for ref in _references(value)]
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A recipe file as plain data. YAML tags are refused, so reading runs nothing.
+
+    Raises:
+        ConfigError: if it is missing, unreadable, too large, or not a YAML mapping.
+    """
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise ConfigError(f"{path}: larger than {MAX_FILE_BYTES >> 20} MiB; this is not a model's config")
+        data = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ConfigError(f"{path}: cannot be read: {reason}") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigError(f"{path}: not valid YAML{place}: {getattr(error, 'problem', None) or error}") from None
+    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
+        raise ConfigError(f"{path}: expected a mapping such as {{mixer: mamba, dim: 128}}, found {type(data).__name__}")
+    return data
+
+
+def load(data: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> ModelConfig:
+    """The canonical config of plain data.
+
+    Args:
+        data: as read from a file or collected from flags.
+        settings: values by path, applied last: `{"dim": 64, "mamba.state_size": 8,
+            "blocks[1].sublayers[0].mixer.state_size": 8}`. A path that starts with a component's name
+            sets it wherever that component is used.
+
+    Raises:
+        ConfigError: naming the path of each wrong value.
+    """
+    raw: dict[str, Any] = copy.deepcopy(dict(data))
+    late: dict[str, Any] = {}
+    for path, value in (settings or {}).items():
+        head = re.split(r"[.\[]", path, maxsplit=1)[0]
+        if head in Recipe.model_fields and head != "blocks":
+            _assign(raw, path, value)
+        elif head == "blocks" or "." in path:
+            late[path] = value
+        else:
+            raise ConfigError(
+                f"{path}: unknown key", hint=f"known: {', '.join(sorted(Recipe.model_fields))}, or COMPONENT.KEY"
+            )
+    model = validate(Recipe, raw).expand()
+    if not late:
+        return model
+    expanded = dump(model)
+    for path, value in late.items():
+        name, _, key = path.partition(".")
+        if name.startswith("blocks"):
+            _assign(expanded, path, value)
+            continue
+        used = [ref for ref in _references(expanded["blocks"]) if ref["name"].split(":")[-1] == name]
+        if not used:
+            raise ConfigError(f"{path}: no part of this model is called {name!r}", hint=_parts(expanded["blocks"]))
+        for ref in used:
+            _assign(ref, key, value)
+    return validate(ModelConfig, expanded)
+
+
+def _parts(blocks: list[dict[str, Any]]) -> str:
+    return f"its parts: {', '.join(sorted({ref['name'].split(':')[-1] for ref in _references(blocks)}))}"
+
+
+def _assign(data: dict[str, Any], path: str, value: Any) -> None:
+    """Set `a.b[2].c` in plain data; mappings on the way are made, lists are not."""
+    steps: list[str | int] = [int(s[1:-1]) if s.startswith("[") else s for s in re.findall(r"\[\d+\]|[^.\[\]]+", path)]
+    node: Any = data
+    for position, step in enumerate(steps):
+        last = position == len(steps) - 1
+        try:
+            if isinstance(node, list) and isinstance(step, int):
+                node[step]
+            elif not isinstance(node, dict) or isinstance(step, int):
+                raise KeyError(step)
+            if last:
+                node[step] = value
+            else:
+                if isinstance(node, dict) and node.get(step) is None:
+                    node[step] = {}
+                elif isinstance(node[step], str):
+                    node[step] = {"name": node[step]}
+                node = node[step]
+        except (KeyError, IndexError):
+            raise ConfigError(f"{path}: there is no {step!r} here to set") from None
+
+
+def dump(config: ModelConfig) -> dict[str, Any]:
+    """A config as plain data, empty keys left out."""
+    return config.model_dump(exclude_none=True)

@@ -1,0 +1,316 @@
+"""From a config to a blueprint: every name found, every setting checked, every part known to fit.
+
+This is where a composition is refused, with a reason and a remedy, before anything is built. Never
+imports torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from altx.capabilities import Capabilities, MemoryCapabilities, RouterCapabilities, adapted, meet, routed
+from altx.config import Block, Body, ComponentRef, Config, ModelConfig, RouterConfig, validate
+from altx.errors import BrokenPlugin, CompositionError, ConfigError
+from altx.registry import Component, Registry, describe
+from altx.spec import FeedForwardSpec, MemorySpec
+
+ATTACH_CLASSES = ("residual", "gate", "controller")
+"""Attach modes that `altx.attach` implements."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A component with its settings.
+
+    Args:
+        component: what the registry found.
+        config: its validated config.
+        capabilities: what it can do with that config.
+        path: where it stands in the model's config.
+    """
+
+    component: Component
+    config: Config
+    capabilities: Capabilities
+    path: str
+
+    def __str__(self) -> str:
+        return f"{self.component.spec.kind} {self.component.name!r} of {self.component.plugin}"
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One sublayer, or one target of a router, ready to be built.
+
+    Args:
+        part: the mixer, feed-forward, router or memory.
+        memory: a memory attached to the mixer.
+        attach: how.
+        targets: what the router chooses among.
+        grouped: the targets are built as one bank with stacked weights.
+        adapters: names of the adapters around the part, the innermost first.
+        turned: the whole branch is run in both directions.
+        norm: the norm in front of it.
+        capabilities: of the whole.
+    """
+
+    part: Part
+    memory: Part | None
+    attach: str
+    targets: tuple[Branch, ...]
+    grouped: bool
+    adapters: tuple[str, ...]
+    turned: bool
+    norm: str
+    capabilities: Capabilities
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """A model that can be built.
+
+    Args:
+        config: the config with every setting written out and every name qualified; resolving it gives
+            this blueprint again.
+        blocks: branches of each block.
+        capabilities: of all blocks together.
+        notes: what a user should know: defaults taken, adapters added.
+    """
+
+    config: ModelConfig
+    blocks: tuple[tuple[Branch, ...], ...]
+    capabilities: Capabilities
+    notes: tuple[str, ...]
+
+
+def resolve(config: ModelConfig, registry: Registry) -> Blueprint:
+    """Find, check and connect the parts of a model.
+
+    Raises:
+        AltxError: unknown or ambiguous names, wrong settings, parts that cannot live together.
+    """
+    return _Resolver(config, registry).run()
+
+
+def resolve_part(registry: Registry, kind: str, ref: ComponentRef, path: str, dim: int) -> Part:
+    """One component with its settings, checked against the model's width.
+
+    Raises:
+        AltxError: as `resolve`.
+    """
+    component = registry.get(kind, ref.name)
+    config_type = component.load("config")
+    if not (isinstance(config_type, type) and issubclass(config_type, Config)):
+        raise BrokenPlugin(f"{component}: its config {component.spec.config!r} is not an altx.config.Config")
+    config = validate(config_type, ref.config, path=path, owner=str(component))
+    try:
+        config.fit(dim)
+    except ValueError as error:
+        raise ConfigError(f"{path}: {component} cannot be used at dim {dim}: {error}") from None
+    try:
+        capabilities = component.load("capabilities")(config)
+    except (Exception, SystemExit) as error:
+        if isinstance(error, BrokenPlugin):
+            raise
+        raise BrokenPlugin(f"{component}: reading its capabilities failed: {describe(error)}") from error
+    if not isinstance(capabilities, Capabilities):
+        raise BrokenPlugin(f"{component}: its capabilities are a {type(capabilities).__name__}, not altx Capabilities")
+    return Part(component, config, capabilities, path)
+
+
+class _Resolver:
+    def __init__(self, config: ModelConfig, registry: Registry) -> None:
+        self.config = config
+        self.registry = registry
+        self.notes: dict[str, None] = {}
+        self.exports: set[str] = set()
+        names = [ref.name for block in config.blocks for ref in _references(block)]
+        if any(":" not in name for name in names):
+            # Only with every plugin loaded is it certain that a short name means one thing.
+            registry.load_all()
+
+    def run(self) -> Blueprint:
+        blocks: list[tuple[Branch, ...]] = []
+        for index, block in enumerate(self.config.blocks):
+            path = f"blocks[{index}].sublayers"
+            branches = tuple(self.branch(s, f"{path}[{i}]", s.norm) for i, s in enumerate(block.sublayers))
+            blocks += [branches] * block.repeat
+        plain = self.config.model_dump()
+        plain["blocks"] = [{"sublayers": [_plain(b) | {"norm": b.norm} for b in block]} for block in blocks]
+        return Blueprint(
+            ModelConfig.model_validate(plain),
+            tuple(blocks),
+            meet(branch.capabilities for block in blocks for branch in block),
+            tuple(self.notes),
+        )
+
+    def branch(self, body: Body, path: str, norm: str) -> Branch:
+        if body.mixer:
+            branch = self.mixer(body, path, norm)
+        elif body.feed_forward:
+            branch = self.plain(self.part("feed-forward", body.feed_forward, f"{path}.feed_forward"), norm)
+        elif body.router:
+            branch = self.routed(body, path, norm)
+        else:
+            assert body.memory
+            branch = self.plain(self.part("memory", body.memory, f"{path}.memory"), norm)
+        return self.directed(branch)
+
+    def part(self, kind: str, ref: ComponentRef, path: str) -> Part:
+        part = resolve_part(self.registry, kind, ref, path, self.config.dim)
+        missing = part.capabilities.requires - self.exports
+        if missing:
+            raise CompositionError(
+                f"{path}: {part} needs {', '.join(sorted(missing))} from an earlier layer, and none exports it",
+                hint="put a layer that provides it before this one (`altx show NAME` lists what a layer provides)",
+            )
+        self.exports |= part.capabilities.provides
+        return part
+
+    def plain(self, part: Part, norm: str) -> Branch:
+        adapters: list[str] = []
+        capabilities = part.capabilities
+        if capabilities.len_multiple > 1:
+            adapters.append("pad")
+        if self.config.causal and capabilities.causal and capabilities.streaming == "none":
+            # Replay pads by itself, over the whole prefix.
+            adapters = ["replay"]
+            self.note(f"{part} does not stream: every step runs the whole prefix again (prefix replay, O(T^2))")
+        for adapter in adapters:
+            capabilities = adapted(capabilities, adapter)
+        return Branch(part, None, "", (), False, tuple(adapters), False, norm, capabilities)
+
+    def mixer(self, body: Body, path: str, norm: str) -> Branch:
+        assert body.mixer
+        part = self.part("mixer", body.mixer, f"{path}.mixer")
+        branch = self.plain(part, norm)
+        if not body.memory:
+            return branch
+        memory = self.part("memory", body.memory, f"{path}.memory")
+        attach = self.attach_mode(memory, body.attach, f"{path}.attach")
+        if attach == "controller":
+            if not part.capabilities.steps or part.capabilities.provides:
+                reason = (
+                    "exports values for later layers"
+                    if part.capabilities.provides
+                    else "cannot be fed one token at a time"
+                )
+                raise CompositionError(
+                    f"{path}.attach: {part} {reason}, so it cannot be the controller of {memory}",
+                    hint="use attach residual or gate, or a mixer that streams by token (mamba, attention, ...)",
+                )
+        elif _memory_capabilities(memory).feedback:
+            raise CompositionError(f"{path}.attach: {memory} must hear what it read, so it only attaches as controller")
+        both = meet([branch.capabilities, memory.capabilities])
+        return Branch(part, memory, attach, (), False, branch.adapters, False, norm, both)
+
+    def attach_mode(self, memory: Part, wanted: str | None, path: str) -> str:
+        spec = memory.component.spec
+        assert isinstance(spec, MemorySpec)
+        if wanted is None:
+            wanted = spec.default_attach
+            if spec.attach_note:
+                self.note(f"{memory.component.name} is attached as {wanted}. {spec.attach_note}")
+        if wanted not in spec.attach:
+            raise CompositionError(
+                f"{path}: {memory} does not attach as {wanted!r}", hint=f"it attaches as {', '.join(spec.attach)}"
+            )
+        if wanted not in ATTACH_CLASSES:
+            raise CompositionError(
+                f"{path}: this altx does not have the attach mode {wanted!r} yet",
+                hint=f"it has {', '.join(ATTACH_CLASSES)}",
+            )
+        return wanted
+
+    def routed(self, body: Body, path: str, norm: str) -> Branch:
+        assert body.router and body.targets
+        router = self.part("router", body.router, f"{path}.router")
+        capabilities = router.capabilities
+        if not isinstance(capabilities, RouterCapabilities):
+            raise BrokenPlugin(f"{router}: its capabilities must be RouterCapabilities")
+        looks_ahead = capabilities.lookahead in ("sequence", "batch")
+        if self.config.causal and looks_ahead and capabilities.decode in ("same", "forbid"):
+            raise CompositionError(
+                f"{path}.router: {router} looks at the whole {capabilities.lookahead} to route a token, "
+                "so it cannot enter a causal model",
+                hint="use a router that decides token by token (topk), or make the model an encoder: "
+                "causal: false with another head, e.g. --set causal=false",
+            )
+        targets: list[Branch] = []
+        for index, target in enumerate(body.targets):
+            branch = self.branch(target, f"{path}.targets[{index}]", "none")
+            targets += [branch] * target.repeat
+        if isinstance(router.config, RouterConfig):
+            try:
+                router.config.fit_targets(len(targets))
+            except ValueError as error:
+                raise ConfigError(
+                    f"{path}.router: {router} cannot choose among {len(targets)} targets: {error}"
+                ) from None
+        bodies = {
+            (b.part.component.qualified, b.part.config.model_dump_json(), b.memory, b.adapters, b.turned)
+            for b in targets
+        }
+        spec = targets[0].part.component.spec
+        grouped = len(bodies) == 1 and isinstance(spec, FeedForwardSpec) and bool(spec.grouped)
+        for branch in targets:
+            if not branch.capabilities.masked:
+                raise CompositionError(
+                    f"{branch.part.path}: {branch.part} takes no mask, so no tokens can be kept from it by a router"
+                )
+        whole = routed(capabilities, [branch.capabilities for branch in targets])
+        return Branch(router, None, "", tuple(targets), grouped, (), False, norm, whole)
+
+    def directed(self, branch: Branch) -> Branch:
+        """The branch, made to look the way the model does, or refused."""
+        part = branch.part
+        if self.config.causal and not branch.capabilities.causal:
+            raise CompositionError(
+                f"{part.path}: {part} lets a token see later ones, so it cannot enter a causal model",
+                hint="use a causal mixer, or make the model an encoder: causal: false (--set causal=false)",
+            )
+        if self.config.causal or branch.capabilities.bidirectional:
+            return branch
+        self.note(f"{part} looks only backwards: the encoder runs two of it, one in each direction")
+        return Branch(
+            part, branch.memory, branch.attach, branch.targets, branch.grouped, branch.adapters, True, branch.norm,
+            adapted(branch.capabilities, "bidirectional"),
+        )  # fmt: skip
+
+    def note(self, text: str) -> None:
+        self.notes[text] = None
+
+
+def _memory_capabilities(memory: Part) -> MemoryCapabilities:
+    if not isinstance(memory.capabilities, MemoryCapabilities):
+        raise BrokenPlugin(f"{memory}: its capabilities must be MemoryCapabilities")
+    return memory.capabilities
+
+
+def _references(body: Block | Body) -> list[ComponentRef]:
+    """Every component that a block or a body names."""
+    if isinstance(body, Block):
+        return [ref for sublayer in body.sublayers for ref in _references(sublayer)]
+    own = [ref for ref in (body.mixer, body.feed_forward, body.router, body.memory) if ref]
+    return own + [ref for target in body.targets or [] for ref in _references(target)]
+
+
+def _plain(branch: Branch) -> dict[str, Any]:
+    """A branch as the config that would give it again."""
+    key = branch.part.component.spec.kind.replace("-", "_")
+    data: dict[str, Any] = {key: _settings(branch.part)}
+    if branch.memory:
+        data |= {"memory": _settings(branch.memory), "attach": branch.attach}
+    if branch.targets:
+        data["targets"] = []
+        for target in map(_plain, branch.targets):
+            if data["targets"] and {**data["targets"][-1], "repeat": 1} == target | {"repeat": 1}:
+                data["targets"][-1]["repeat"] += 1
+            else:
+                data["targets"].append(target | {"repeat": 1})
+    return data
+
+
+def _settings(part: Part) -> dict[str, Any]:
+    return {"name": part.component.qualified, **part.config.model_dump(mode="json")}

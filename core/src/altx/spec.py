@@ -1,0 +1,140 @@
+"""Light records with which a plugin describes its components. Data only: nothing here imports torch.
+
+A record names its code by import strings ("package.module:attribute"), so that listing components
+never imports the components themselves.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+API_VERSION = 1
+"""Version of the plugin contract. altx accepts this one and the one before it."""
+
+NAME = re.compile(r"[a-z][a-z0-9-]*")
+TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+ATTACH_MODES = ("residual", "gate", "context", "kv", "tokens", "controller", "ffn")
+"""Every way in which a memory can become part of a layer; see `altx.attach` for the anatomy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildContext:
+    """What a component's build function is told about its place in the model.
+
+    Args:
+        dim: model width D.
+        layer: index of the block, counted from 0.
+        num_layers: number of blocks.
+        num_targets: for a router, how many targets it chooses among; else 0.
+    """
+
+    dim: int
+    layer: int = 0
+    num_layers: int = 1
+    num_targets: int = 0
+
+
+@dataclass(frozen=True)
+class ComponentSpec:
+    """Fields shared by all kinds of component.
+
+    Args:
+        name: short name, `[a-z][a-z0-9-]*`.
+        summary: one line for `altx list`.
+        build: import string of `build(config, BuildContext) -> nn.Module`.
+        config: import string of the `altx.config.Config` subclass.
+        capabilities: import string of `capabilities(config) -> Capabilities`; must not import torch.
+        description: a few lines for `altx show`: the formula, cost, state size, when to use it.
+        paper: citation or address of the source.
+        licence: licence of the implementation.
+        install: the command that installs it.
+        api_version: version of the plugin contract it was written for.
+    """
+
+    kind: ClassVar[str]
+
+    name: str
+    summary: str = ""
+    build: str = ""
+    config: str = ""
+    capabilities: str = ""
+    description: str = ""
+    paper: str = ""
+    licence: str = "Apache-2.0"
+    install: str = ""
+    api_version: int = API_VERSION
+
+    def problem(self) -> str | None:
+        """Why this record cannot be used, in words, or None if it is sound."""
+        for field in fields(self):
+            value, expected = getattr(self, field.name), type(field.default)
+            if field.name == "name":
+                expected = str
+            if not isinstance(value, expected):
+                return f"{field.name} must be {expected.__name__}, not {value!r}"
+        if not NAME.fullmatch(self.name):
+            return f"name {self.name!r} does not match {NAME.pattern}"
+        if not self.summary:
+            return "summary is empty"
+        for role in ("build", "config", "capabilities"):
+            if not TARGET.fullmatch(getattr(self, role)):
+                return f"{role} must be an import string 'module:attribute', not {getattr(self, role)!r}"
+        return None
+
+
+@dataclass(frozen=True)
+class MixerSpec(ComponentSpec):
+    """A token mixer: a layer that moves information between positions."""
+
+    kind: ClassVar[str] = "mixer"
+
+
+@dataclass(frozen=True)
+class FeedForwardSpec(ComponentSpec):
+    """A layer for the feed-forward slot, which also serves as a router's expert.
+
+    Args:
+        grouped: optional import string of `build(config, BuildContext) -> altx.routed.TargetBank`, which
+            holds `num_targets` experts with stacked weights and applies them in one grouped call.
+    """
+
+    kind: ClassVar[str] = "feed-forward"
+
+    grouped: str = ""
+
+
+@dataclass(frozen=True)
+class MemorySpec(ComponentSpec):
+    """A memory: something written to and read from, with its own state.
+
+    Args:
+        attach: the attach modes it supports.
+        default_attach: the one used when the user names none.
+        attach_note: what a user who took the default should know about the others.
+    """
+
+    kind: ClassVar[str] = "memory"
+
+    attach: tuple[str, ...] = ()
+    default_attach: str = ""
+    attach_note: str = ""
+
+    def problem(self) -> str | None:
+        if reason := super().problem():
+            return reason
+        unknown = [mode for mode in self.attach if mode not in ATTACH_MODES]
+        if unknown or not self.attach:
+            return f"attach must name some of {', '.join(ATTACH_MODES)}, not {self.attach!r}"
+        if self.default_attach not in self.attach:
+            return f"default_attach {self.default_attach!r} is not one of its modes {self.attach!r}"
+        return None
+
+
+@dataclass(frozen=True)
+class RouterSpec(ComponentSpec):
+    """A router: decides which targets each token uses."""
+
+    kind: ClassVar[str] = "router"

@@ -1,0 +1,1 @@
+"""Softmax attention (multi-head, grouped-query, sliding window, rotary) for altx."""

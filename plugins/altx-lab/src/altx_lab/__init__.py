@@ -1,0 +1,1 @@
+"""Training for altx: the `altx train` command."""

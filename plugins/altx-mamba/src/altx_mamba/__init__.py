@@ -1,0 +1,1 @@
+"""Mamba selective state-space models for altx."""

@@ -1,0 +1,1 @@
+"""Mixture-of-experts routers for altx: top-k and expert choice."""
