@@ -161,12 +161,13 @@ class ControllerAttach(Layer):
             children["memory"] = scan.state
             if mixed.state is not None:
                 children["mixer"] = mixed.state
+            share = here.share_of(ctx, x[:, t : t + 1], x)
             for into, part in (
                 (losses, {**scoped("mixer", mixed.losses), **scoped("memory", scan.losses)}),
                 (metrics, {**scoped("mixer", mixed.metrics), **scoped("memory", scan.metrics)}),
             ):
                 for name, value in part.items():
-                    into[name] = into.get(name, torch.zeros_like(value)) + value / x.shape[1]
+                    into[name] = into.get(name, torch.zeros_like(value)) + value * share
         y = torch.cat(outputs, 1) if outputs else x
         return Output(y, State({"read": read}, start.spec, children) if state else None, losses, metrics)
 

@@ -107,3 +107,7 @@ class Context:
         else:
             ranks = self.mask.cumsum(1) - 1
         return ranks if seen is None else ranks + seen[:, None]
+
+    def share_of(self, whole: Context, piece: Tensor, x: Tensor) -> Tensor:
+        """What part of the real tokens of x, with context `whole`, this context's `piece` of it holds: a scalar."""
+        return self.lengths(piece).sum() / whole.lengths(x).sum().clamp(min=1)

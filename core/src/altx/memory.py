@@ -67,7 +67,7 @@ class Memory(Component):
         """Read and write the tokens of x (B, T, D) in order, chunk by chunk.
 
         A memory may override it with something faster that gives the same result. Losses are averaged
-        over tokens.
+        over real tokens.
         """
         chunk, total = self.capabilities.chunk, x.shape[1]
         # Rows of one batch share the grid, so a memory with chunks is fed rows of equal `seen`.
@@ -81,7 +81,7 @@ class Memory(Component):
             state, new_losses = self.write(piece, state, here)
             reads.append(read)
             for name, loss in new_losses.items():
-                losses[name] = losses.get(name, torch.zeros_like(loss)) + loss * ((stop - start) / total)
+                losses[name] = losses.get(name, torch.zeros_like(loss)) + loss * here.share_of(ctx, piece, x)
             start = stop
         if not reads:
             return Scan(self.read(x, state, ctx)[0], state)

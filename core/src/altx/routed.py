@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from altx.capabilities import routed
 from altx.context import Context
-from altx.layer import FRESH, Component, Layer, Output, scoped
-from altx.router import Route, Router, Targets
-from altx.state import State
+from altx.layer import FRESH, Component, Layer, Output, advanced, scoped
+from altx.router import Router, Targets
+from altx.state import Leaf, State
 
 
 class TargetBank(Component):
@@ -67,7 +67,9 @@ class Routed(Layer):
     ) -> State | None:
         router = self.router.init_state(batch, device=device, dtype=dtype)
         states = [t.init_state(batch, capacity=capacity, device=device, dtype=dtype) for t in self.layers]
-        return _tree(router, states)
+        device = device or next(self.parameters()).device
+        seen = torch.zeros(batch, dtype=torch.int64, device=device)
+        return _tree(router, states, torch.zeros(batch, self.n, dtype=torch.bool, device=device), seen)
 
     def forward(self, x: Tensor, ctx: Context = FRESH, state: State | None = None) -> Output:
         batch, length, _ = x.shape
@@ -76,36 +78,59 @@ class Routed(Layer):
         if isinstance(self.targets, TargetBank):
             plan = route.plan()
             y = plan.combine(self.targets(plan.gather(x), plan.offsets), batch, length)
-            return Output(y, _tree(route.state, []) if state else None, losses, metrics)
-        y, states = self._run_layers(x, ctx, state, route, losses, metrics)
-        return Output(y, _tree(route.state, states) if state else None, losses, metrics)
-
-    def _run_layers(
-        self,
-        x: Tensor,
-        ctx: Context,
-        state: State | None,
-        route: Route,
-        losses: dict[str, Tensor],
-        metrics: dict[str, Tensor],
-    ) -> tuple[Tensor, list[State | None]]:
-        """Each target on the whole batch, with the tokens it was chosen for as the only real ones."""
-        weights, chosen = route.dense(*x.shape[:2]), route.chosen(*x.shape[:2])
-        children = state.children.get("targets") if state else None
+            return Output(y, _tree(route.state, [], None, None) if state else None, losses, metrics)
+        weights, chosen = route.dense(batch, length), route.chosen(batch, length)
+        pending = state.leaves.get("pending") if state else None
+        resets, pending = _resets(ctx, chosen, pending)
+        before = state.children.get("targets") if state else None
         y, states = torch.zeros_like(x), []
         for index, layer in enumerate(self.layers):
-            out = layer(x, ctx.and_mask(chosen[index]), children.child(str(index)) if children else None)
+            here = ctx.and_mask(chosen[index]).replace(reset=None if resets is None else resets[index])
+            out = layer(x, here, before.child(str(index)) if before else None)
             # What a layer returns at masked tokens is unspecified, so it must not be multiplied by 0.
             y = y + torch.where(chosen[index, ..., None], out.y, 0) * weights[index, ..., None].to(x.dtype)
             states.append(out.state)
             losses.update(scoped(f"targets.{index}", out.losses))
             metrics.update(scoped(f"targets.{index}", out.metrics))
-        return y, states
+        if state is None:
+            return Output(y, None, losses, metrics)
+        seen = None if state.seen is None else advanced(state.seen, x, ctx)
+        return Output(y, _tree(route.state, states, pending, seen), losses, metrics)
 
 
-def _tree(router: State | None, targets: list[State | None]) -> State | None:
+def _resets(ctx: Context, chosen: Tensor, pending: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Where each target starts afresh: at its first token since a reset that it may not have seen itself.
+
+    Args:
+        chosen: (n, B, T) bool.
+        pending: (B, n) bool, targets that have not had a token since the last reset; None for a fresh sequence.
+
+    Returns:
+        resets (n, B, T), or None if there are none, and the new pending.
+    """
+    if ctx.reset is None and pending is None:
+        return None, None
+    n, batch, length = chosen.shape
+    reset = torch.zeros(batch, length, dtype=torch.bool, device=chosen.device) if ctx.reset is None else ctx.reset
+    if ctx.mask is not None:
+        reset = reset & ctx.mask
+    owed = chosen.new_zeros(n, batch, 1) if pending is None else pending.T[..., None]
+    # Resets so far, against how many of them the target had seen at its last token before this one.
+    so_far = reset.cumsum(1) + owed.long()
+    known = torch.cat([so_far.new_zeros(n, batch, 1), torch.where(chosen, so_far, 0)], -1).cummax(-1).values
+    total = so_far[..., -1] if length else owed[..., 0].long()
+    return chosen & (so_far > known[..., :-1]), (total > known[..., -1]).T
+
+
+def _tree(
+    router: State | None, targets: list[State | None], pending: Tensor | None, seen: Tensor | None
+) -> State | None:
     """The states of a router and its targets as one, or None if there are none."""
     inner = {str(i): target for i, target in enumerate(targets) if target is not None}
     children = {"router": router, "targets": State(children=inner) if inner else None}
     present = {name: child for name, child in children.items() if child is not None}
-    return State(children=present) if present else None
+    if not present:
+        return None
+    if not inner or pending is None:
+        return State(children=present)
+    return State({"pending": pending}, {"pending": Leaf(kind="counter")}, present, seen)

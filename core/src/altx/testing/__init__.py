@@ -1,0 +1,15 @@
+"""The conformance kit: the contract as checks, generated from what a component declares.
+
+Three doors to the same checks: `altx check NAME`, `conformance(NAME)` in a plugin's own tests, and
+`prove(model)`, which `altx compose` calls.
+"""
+
+from altx.testing.check import REGISTERED
+from altx.testing.pytest_door import conformance
+from altx.testing.result import Result
+from altx.testing.runner import check_component, find, prove, run
+
+CHECKS = {check.name: check.law for check in REGISTERED.values()}
+"""Every check's law by name."""
+
+__all__ = ["CHECKS", "Result", "check_component", "conformance", "find", "prove", "run"]
