@@ -53,7 +53,7 @@ def test_a_router_that_counts_padding_fails_exactly_statistics(count_padding: bo
 
 
 def test_a_composer_that_overwrites_initial_weights_fails_exactly_initialisation() -> None:
-    blueprint = specimens.feed_forward_blueprint
+    blueprint = specimens.feed_forward_blueprint()
     subject = Subject("swiglu", lambda: MovingAverage(specimens.DIM), blueprint=blueprint)
     assert failed(run(subject)) == []
     wrong = Subject("swiglu", subject.build, blueprint=blueprint, compose=specimens.reinitialising_composer)

@@ -61,7 +61,7 @@ class PadToMultiple(_Adapter):
 
         padded = ctx.replace(
             # A causal layer never looks at what follows, so one that takes no mask needs none.
-            mask=pad(mask) if self.inner.capabilities.masked else None,
+            mask=pad(mask) if self.inner.capabilities.masked or ctx.mask is not None else None,
             positions=pad(ctx.positions),
             reset=pad(ctx.reset),
             shared={k: F.pad(v, (0, 0) * (v.dim() - 2) + (0, extra)) for k, v in ctx.shared.items()},
@@ -74,10 +74,19 @@ class PadToMultiple(_Adapter):
 class PrefixReplay(_Adapter):
     """Streams a causal layer that cannot: the state is every input so far, and each call runs them all again.
 
-    O(T^2) over a sequence. Real tokens are stored compactly, so the layer needs no mask.
+    O(T^2) over a sequence. Real tokens are stored compactly, so the layer needs no mask; it must take any
+    length (see PadToMultiple).
+
+    Args:
+        inner: a causal layer.
+        dim: width of its input.
     """
 
     kind = "replay"
+
+    def __init__(self, inner: Layer, dim: int) -> None:
+        super().__init__(inner)
+        self.width = dim
 
     def init_state(
         self,
@@ -97,10 +106,6 @@ class PrefixReplay(_Adapter):
         spec = {name: Leaf(seq_dim=1, kind="kv") for name in leaves}
         return State(leaves, spec, seen=leaves["positions"].new_zeros(batch))
 
-    def __init__(self, inner: Layer, dim: int) -> None:
-        super().__init__(inner)
-        self.width = dim
-
     def forward(self, x: Tensor, ctx: Context = FRESH, state: State | None = None) -> Output:
         if state is None and (ctx.mask is None or self.inner.capabilities.masked):
             out = self.inner(x, ctx)
@@ -119,15 +124,13 @@ class PrefixReplay(_Adapter):
             reset=None if ctx.reset is None and not bool(start["reset"].any()) else leaves["reset"],
             generator=ctx.generator,
         )
-        multiple = self.inner.capabilities.len_multiple
-        layer = PadToMultiple(self.inner) if multiple > 1 else self.inner
-        out = layer(leaves["x"], past)
+        out = self.inner(leaves["x"], past)
         y = take(out.y, ranks.clamp(min=0))
         return self.wrap(y, out, State(leaves, start.spec, seen=seen) if state else None)
 
 
 class Bidirectional(Layer):
-    """A causal layer made to look both ways: y = forward(x) + reverse(backward(reverse(x))), each with its own weights."""
+    """A causal layer looking both ways: y = f(x) + reverse(g(reverse(x))), with f and g its two directions."""
 
     def __init__(self, forward_layer: Layer, backward_layer: Layer) -> None:
         super().__init__()

@@ -55,8 +55,9 @@ class Stack(Layer):
 
     def __init__(self, layers: Iterable[Layer]) -> None:
         super().__init__()
+        layers = list(layers)
         self.layers = nn.ModuleList(layers)
-        self.capabilities = meet([layer.capabilities for layer in self.layers])
+        self.capabilities = meet([layer.capabilities for layer in layers])
 
     def init_state(
         self,
@@ -66,7 +67,11 @@ class Stack(Layer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> State | None:
-        states = [l.init_state(batch, capacity=capacity, device=device, dtype=dtype) for l in self.layers]
+        states = [
+            layer.init_state(batch, capacity=capacity, device=device, dtype=dtype)
+            for layer in self.layers
+            if isinstance(layer, Layer)
+        ]
         return _stack_state(states)
 
     def forward(self, x: Tensor, ctx: Context = FRESH, state: State | None = None) -> Output:

@@ -30,7 +30,9 @@ def altx_feed_forwards() -> Iterable[FeedForwardSpec]:
         FeedForwardSpec(
             "mlp",
             summary="Two linear maps with an activation between",
-            description="y = W_down(f(W_up x))\n4 D F FLOPs per token, no state. The feed-forward of the 2017 Transformer.",
+            description=(
+                "y = W_down(f(W_up x))\n4 D F FLOPs per token, no state. The feed-forward of the 2017 Transformer."
+            ),
             build="altx.feed_forward:build_mlp",
             config="altx.feed_forward_config:MLPConfig",
             capabilities="altx.feed_forward_config:capabilities",

@@ -123,14 +123,14 @@ def meet(parts: Iterable[Capabilities]) -> Capabilities:
         bidirectional=all(part.bidirectional for part in parts),
         streaming="none" if "none" in streams else "chunk" if "chunk" in streams else "token",
         split_multiple=lcm(*(part.split_multiple for part in parts)),
-        partial=next((p for p in ("none", "single") if p in partials), "any"),  # type: ignore[arg-type]
+        partial=next((p for p in ("none", "single") if p in partials), "any"),
         growth=max((part.growth for part in parts), key=GROWTHS.index),
         rollback="none" if not states else "crop" if set(states) == {"crop"} else "snapshot",
         masked=all(part.masked for part in parts),
         reset=all(part.reset for part in parts),
         packing=all(part.packing for part in parts),
         cross=any(part.cross for part in parts),
-        graph=next((g for g in ("required", "optional") if g in graphs), "ignored"),  # type: ignore[arg-type]
+        graph=next((g for g in ("required", "optional") if g in graphs), "ignored"),
         max_len=min(lengths, default=None),
         len_multiple=lcm(*(part.len_multiple for part in parts)),
         deterministic=all(part.deterministic for part in parts),

@@ -14,8 +14,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from altx.errors import ConfigError
 
-SCHEMA_VERSION = 1
-
 
 class Config(BaseModel):
     """Base of every config, a plugin's included: frozen, unknown keys refused, no silent conversions.
@@ -143,11 +141,11 @@ Head = Annotated[LanguageModelHead | ClassifierHead | VectorsHead, Field(discrim
 class ModelConfig(Config):
     """A whole model, block by block."""
 
-    altx: Literal[1] = Field(SCHEMA_VERSION, description="version of this schema")
+    altx: Literal[1] = Field(1, description="version of this schema")
     dim: int = Field(128, gt=0, le=1 << 20, description="model width D")
     causal: bool = Field(True, description="no output depends on a later token")
-    input: Input = Field(default_factory=TokensInput, description="what goes in")
-    head: Head = Field(default_factory=LanguageModelHead, description="what comes out")
+    input: Input = Field(TokensInput(), description="what goes in")
+    head: Head = Field(LanguageModelHead(), description="what comes out")
     final_norm: Literal["rms", "layer", "none"] = Field("rms", description="the norm before the head")
     norm_eps: float = Field(1e-5, gt=0, description="epsilon of every norm")
     blocks: list[Block] = Field(min_length=1, max_length=4096, description="the layers, in order")

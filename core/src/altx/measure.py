@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from altx.adapters import Unpack
+from altx.block import Residual
 from altx.config import ModelConfig, TokensInput
 from altx.errors import AltxError, ConfigError
-from altx.layer import FRESH, Layer
+from altx.layer import FRESH, Layer, components
 from altx.model import Model
 from altx.resolve import Blueprint
 
@@ -56,13 +58,13 @@ class _Flops(TorchDispatchMode):
     """Counts FLOPs of what runs: torch's own formulas for matrix products, one per element for the rest."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.total = 0
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it bare
+        self.total: int = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         if func.overloadpacket in flop_registry:
-            self.total += flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=out)
+            self.total += int(flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=out))
         elif torch.Tag.pointwise in func.tags and isinstance(out, Tensor):
             self.total += out.numel()
         elif torch.Tag.reduction in func.tags and isinstance(args[0], Tensor):
@@ -72,7 +74,8 @@ class _Flops(TorchDispatchMode):
 
 def count_flops(call: Callable[[], object]) -> int:
     """FLOPs of a call, without gradients."""
-    with torch.no_grad(), _Flops() as counter:
+    counter = _Flops()
+    with torch.no_grad(), counter:
         call()
     return counter.total
 
@@ -140,7 +143,7 @@ def solve_width(config: ModelConfig, budget: int, build: Callable[[ModelConfig],
     options = [found for multiple in (low, high) if (found := nearby(multiple * step))]
     if not options:
         build(config)  # Says what is wrong with the parts themselves.
-        raise ConfigError(f"params: no width up to {1 << 16} suits all parts")
+        raise ConfigError("params: no width up to 65536 suits all parts")
     width, count = min(options, key=lambda found: abs(found[1] - budget))
     if abs(count - budget) > 0.2 * budget:
         raise ConfigError(
@@ -152,9 +155,10 @@ def solve_width(config: ModelConfig, budget: int, build: Callable[[ModelConfig],
 
 def branch_layers(model: Model, blueprint: Blueprint) -> list[tuple[int, int, Layer]]:
     """(block, sublayer, body) of every sublayer of a model."""
-    stack = model.body.inner if hasattr(model.body, "inner") else model.body
+    stack = model.body.inner if isinstance(model.body, Unpack) else model.body
+    blocks = [[sublayer for _, sublayer in components(block)] for _, block in components(stack)]
     return [
-        (b, s, stack.layers[b].layers[s].body)
-        for b, branches in enumerate(blueprint.blocks)
-        for s in range(len(branches))
+        (b, s, sublayer.body)
+        for b, s in ((b, s) for b, branches in enumerate(blueprint.blocks) for s in range(len(branches)))
+        if isinstance(sublayer := blocks[b][s], Residual)
     ]

@@ -93,11 +93,10 @@ def _concatenate(reads: list[Read]) -> Read:
     values = [read.value for read in reads if read.value is not None]
     tokens = [read.tokens for read in reads if read.tokens is not None]
     kvs = [read.kv for read in reads if read.kv is not None]
-    masks = [kv[2] for kv in kvs if kv[2] is not None]
+    masks = [mask for _, _, mask in kvs if mask is not None]
+    joined = (torch.cat([k for k, _, _ in kvs], 1), torch.cat([v for _, v, _ in kvs], 1)) if kvs else None
     return Read(
         torch.cat(values, 1) if values else None,
         torch.cat(tokens, 1) if tokens else None,
-        (torch.cat([kv[0] for kv in kvs], 1), torch.cat([kv[1] for kv in kvs], 1), torch.cat(masks, 1) if masks else None)
-        if kvs
-        else None,
-    )  # fmt: skip
+        (*joined, torch.cat(masks, 1) if masks else None) if joined else None,
+    )

@@ -89,7 +89,9 @@ class Model(Component):
         if isinstance(self.config.head, ClassifierHead):
             x = _pool(x, ctx.mask, self.config.head.pool)
         y = F.linear(x, self.tied_weight) if self.head is None else self.head(x)
-        return Output(y, out.state, scoped("body", out.losses), scoped("body", out.metrics))
+        # As in init_state: a model that carries nothing still has a state, an empty one.
+        advanced = out.state or (State() if state is not None else None)
+        return Output(y, advanced, scoped("body", out.losses), scoped("body", out.metrics))
 
     @property
     def tied_weight(self) -> Tensor:
@@ -114,9 +116,8 @@ class Model(Component):
                 flag = {"mask": "masked", "reset": "reset", "cu_seqlens": "packing"}[field]
                 raise UnsupportedContext(f"{self._culprits(flag, False)} cannot honour ctx.{field}")
         if caps.max_len is not None and inputs.shape[1] > caps.max_len:
-            raise UnsupportedContext(
-                f"{inputs.shape[1]} tokens are more than the {caps.max_len} that {self._culprits('max_len', caps.max_len)} accepts"
-            )
+            who = self._culprits("max_len", caps.max_len)
+            raise UnsupportedContext(f"{inputs.shape[1]} tokens are more than the {caps.max_len} that {who} accepts")
         if isinstance(self.config.head, ClassifierHead) and ctx.cu_seqlens is not None:
             raise UnsupportedContext(
                 "a classifier head pools whole rows; give it a padded batch with a mask, not a packed one"

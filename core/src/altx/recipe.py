@@ -44,7 +44,7 @@ class Recipe(Config):
     altx: Literal[1] = Field(1, description="version of this schema")
     dim: int = Field(128, gt=0, le=1 << 20, description="model width D")
     causal: bool = Field(True, description="no output depends on a later token")
-    input: Input = Field(default_factory=TokensInput, description="what goes in")
+    input: Input = Field(TokensInput(), description="what goes in")
     head: Head | None = Field(None, description="what comes out; a language model for tokens")
     norm: Literal["rms", "layer", "none"] = Field("rms", description="norm of every sublayer of the pattern")
     final_norm: Literal["rms", "layer", "none"] = Field("rms", description="the norm before the head")

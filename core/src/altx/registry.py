@@ -145,7 +145,7 @@ class Registry:
         """Names of the kinds of component."""
         return tuple(self._kinds)
 
-    def add_kind(self, kind: Kind, hookspecs: ModuleType | object) -> None:
+    def add_kind(self, kind: Kind, hookspecs: ModuleType | type) -> None:
         """Add a kind of component with a hook of its own; before any plugin that implements it is loaded."""
         self._kinds[kind.name] = kind
         self._manager.add_hookspecs(hookspecs)
@@ -225,7 +225,7 @@ class Registry:
                     f"unknown hook {caller.name!r}" + (f"; did you mean {close[0]!r}?" if close else "")
                 )
 
-    def _collect(self, plugin: Plugin, kind: Kind, hook: Callable[[], Iterable[Any]]) -> None:
+    def _collect(self, plugin: Plugin, kind: Kind, hook: Callable[..., Any]) -> None:
         try:
             specs = list(hook())
         except (Exception, SystemExit) as error:
@@ -259,9 +259,8 @@ class Registry:
         if other:
             lines.append(f"there is a {other[0].spec.kind} of that name, from {other[0].plugin}")
         if not close:
-            lines.append(
-                f"installed: {', '.join(sorted(set(names))) or 'none'}; or look for a plugin: pip install altx-{name.rpartition(':')[2]}"
-            )
+            listed = ", ".join(sorted(set(names))) or "none"
+            lines.append(f"installed: {listed}; or look for a plugin: pip install altx-{name.rpartition(':')[2]}")
         for plugin in self.plugins:
             if plugin.errors:
                 lines.append(f"{plugin} did not load completely: {plugin.errors[0]}")

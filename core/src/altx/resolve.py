@@ -174,8 +174,7 @@ class _Resolver:
         if capabilities.len_multiple > 1:
             adapters.append("pad")
         if self.config.causal and capabilities.causal and capabilities.streaming == "none":
-            # Replay pads by itself, over the whole prefix.
-            adapters = ["replay"]
+            adapters.append("replay")
             self.note(f"{part} does not stream: every step runs the whole prefix again (prefix replay, O(T^2))")
         for adapter in adapters:
             capabilities = adapted(capabilities, adapter)

@@ -43,19 +43,16 @@ class Routed(Layer):
     def __init__(self, router: Router, targets: TargetBank | Iterable[Layer], kind: str = "experts") -> None:
         super().__init__()
         self.router = router
-        self.targets: TargetBank | nn.ModuleList
-        self.targets = targets if isinstance(targets, TargetBank) else nn.ModuleList(targets)
+        self.targets: nn.Module = targets if isinstance(targets, TargetBank) else nn.ModuleList(targets)
         self.kind = kind
-        bank = isinstance(self.targets, TargetBank)
-        self.n = targets.n if isinstance(targets, TargetBank) else len(self.layers)
-        self.capabilities = routed(
-            router.capabilities, [self.targets.capabilities] if bank else [t.capabilities for t in self.layers]
-        )
+        members = [self.targets] if isinstance(self.targets, TargetBank) else self.layers
+        self.n = self.targets.n if isinstance(self.targets, TargetBank) else len(members)
+        self.capabilities = routed(router.capabilities, [member.capabilities for member in members])
 
     @property
     def layers(self) -> list[Layer]:
         """The targets where they are layers; empty for a bank."""
-        return [] if isinstance(self.targets, TargetBank) else list(self.targets)
+        return [target for target in self.targets.children() if isinstance(target, Layer)]
 
     def init_state(
         self,

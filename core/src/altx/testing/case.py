@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from altx.capabilities import Capabilities, split_plan
-from altx.compose import build
+from altx.compose import build as build_model
 from altx.config import TokensInput
 from altx.context import Context
 from altx.layer import Layer, Output
@@ -43,8 +43,8 @@ class Subject:
     build: Callable[[], Layer | Model]
     dim: int = 16
     causal: bool = True
-    blueprint: Callable[[], Blueprint] | None = None
-    compose: Callable[[Blueprint], Model] = field(default=build)
+    blueprint: Blueprint | None = None
+    compose: Callable[[Blueprint], Model] = build_model
     memory: Callable[[], Memory] | None = None
 
 
@@ -158,7 +158,8 @@ def difference(a: Tensor, b: Tensor) -> float:
         return 0.0
     if not a.is_floating_point():
         return 0.0 if torch.equal(a, b) else float("inf")
-    worst = float((a.double() - b.double()).abs().max() / b.double().abs().max().clamp(min=1))
+    a, b = a.detach().double(), b.detach().double()
+    worst = float((a - b).abs().max() / b.abs().max().clamp(min=1))
     return worst if worst == worst else float("inf")
 
 

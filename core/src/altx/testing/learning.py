@@ -14,7 +14,7 @@ from altx.layer import Component, Output
 from altx.measure import example_inputs
 from altx.optim import optimizer_groups
 from altx.registry import Component as Registered
-from altx.resolve import Blueprint, Branch, Part
+from altx.resolve import Branch, Part
 from altx.testing.case import Case, agitate
 from altx.testing.check import Failure, Finding, law
 
@@ -118,7 +118,7 @@ def initialisation(case: Case) -> Finding | None:
         memory = watch(branch.memory) if branch.memory else None
         return replace(branch, part=watch(branch.part), memory=memory, targets=tuple(map(watch_branch, branch.targets)))
 
-    blueprint = case.subject.blueprint()
+    blueprint = case.subject.blueprint
     watched = replace(blueprint, blocks=tuple(tuple(map(watch_branch, block)) for block in blueprint.blocks))
     with torch.random.fork_rng(devices=[]):
         model = case.subject.compose(watched)
@@ -136,7 +136,7 @@ def initialisation(case: Case) -> Finding | None:
 def optimizer_options(case: Case) -> Finding | None:
     assert case.subject.blueprint
     with torch.random.fork_rng(devices=[]):
-        model = case.subject.compose(case.subject.blueprint())
+        model = case.subject.compose(case.subject.blueprint)
     try:
         groups = optimizer_groups(model, lr=0.5, weight_decay=0.25)
     except KeyError as error:
@@ -159,8 +159,9 @@ def meta_build(case: Case) -> Finding | None:
     from altx.compose import build
 
     assert case.subject.blueprint
-    blueprint: Blueprint = case.subject.blueprint()
-    model = agitate(build(blueprint, seed=1)).eval()
+    blueprint = case.subject.blueprint
+    model = build(blueprint, seed=1).eval()
+    agitate(model)
     empty = build(blueprint, device="meta").eval()
     wrong = empty.load_state_dict(model.state_dict(), assign=True, strict=False)
     if wrong.missing_keys or wrong.unexpected_keys:
@@ -201,7 +202,7 @@ def compiled(case: Case) -> Finding | None:
     torch._dynamo.reset()
     try:
         # The graph is captured and run as it is: this needs no compiler on the machine.
-        layer = torch.compile(case.layer, backend="eager", fullgraph=True)
+        layer: Any = torch.compile(case.layer, backend="eager", fullgraph=True)
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about itself while tracing
             y = layer(x, case.ctx).y

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -117,7 +118,7 @@ def _layer_subjects(name: str, part: Part, dim: int, ref: ComponentRef, plugins:
                 _builder(blueprint),
                 dim,
                 causal,
-                lambda blueprint=blueprint: blueprint,  # type: ignore[misc]
+                blueprint,
             )
         )
     return found
@@ -139,12 +140,11 @@ def _memory_subjects(name: str, part: Part, dim: int, ref: ComponentRef, plugins
     found = []
     if not feedback:
         blueprint = _blueprint({"memory": ref.model_dump()}, dim, True, plugins)
-        found.append(Subject(name, _builder(blueprint), dim, True, lambda: blueprint, memory=memory))
+        found.append(Subject(name, _builder(blueprint), dim, True, blueprint, memory=memory))
     for mode in spec.attach:
         if mode in ATTACH_CLASSES:
-            found.append(
-                Subject(f"{name}[{mode}]", lambda mode=mode: attach(mode, MovingAverage(dim), memory(), dim), dim)
-            )  # type: ignore[misc]
+            attached = functools.partial(lambda mode: attach(mode, MovingAverage(dim), memory(), dim), mode)
+            found.append(Subject(f"{name}[{mode}]", attached, dim))
     return found
 
 
@@ -159,7 +159,7 @@ def _router_subjects(name: str, part: Part, dim: int, ref: ComponentRef, plugins
             continue
         blueprint = _blueprint(body, dim, causal, plugins)
         label = name if causal else f"{name}[encoder]"
-        found.append(Subject(label, _builder(blueprint), dim, causal, lambda blueprint=blueprint: blueprint))  # type: ignore[misc]
+        found.append(Subject(label, _builder(blueprint), dim, causal, blueprint))
     if part.capabilities.causal:
         many = BuildContext(dim=dim, num_layers=2, num_targets=3)
         mixers = Subject(
