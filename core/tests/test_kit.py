@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
+import specimens
 
+from altx.errors import ConfigError
 from altx.testing import CHECKS, Result, check_component, run
 from altx.testing.case import Subject
 from altx.testing.partners import MovingAverage
-
-_spec = importlib.util.spec_from_file_location("specimens", Path(__file__).with_name("specimens.py"))
-assert _spec and _spec.loader
-specimens = importlib.util.module_from_spec(_spec)
-sys.modules["specimens"] = specimens  # torch.compile looks a class's module up by name
-_spec.loader.exec_module(specimens)
 
 
 def failed(results: list[Result]) -> list[str]:
@@ -73,8 +65,6 @@ def test_only_runs_a_check_with_what_it_builds_on() -> None:
 
 
 def test_an_unknown_check_is_an_error_that_lists_them() -> None:
-    from altx.errors import ConfigError
-
     with pytest.raises(ConfigError, match=r"no check 'halfs'(.|\n)*halves"):
         check_component("swiglu", only=["halfs"])
 

@@ -117,8 +117,9 @@ class PrefixReplay(_Adapter):
         new = {"x": x, "positions": ranks if ctx.positions is None else ctx.positions, "reset": reset}
         leaves = {name: append(start[name], value, start.seen, ctx.mask) for name, value in new.items()}
         seen = advanced(start.seen, x, ctx)
-        if not x.shape[1]:
-            return Output(x, start)
+        if not leaves["x"].shape[1]:
+            # Nothing real yet.
+            return Output(torch.zeros_like(x), State(leaves, start.spec, seen=seen) if state else None)
         past = Context(
             positions=leaves["positions"],
             reset=None if ctx.reset is None and not bool(start["reset"].any()) else leaves["reset"],

@@ -228,6 +228,6 @@ def _known_keys(model: Any, steps: Sequence[str | int]) -> list[str]:
 
     nodes = follow(schema)
     for step in steps:
-        inner = [n["items"] if isinstance(step, int) else n.get("properties", {}).get(step) for n in nodes if n]
+        inner = [n.get("items") if isinstance(step, int) else n.get("properties", {}).get(step) for n in nodes if n]
         nodes = [leaf for node in inner if node for leaf in follow(node)]
     return sorted({key for node in nodes for key in node.get("properties", {})})

@@ -34,7 +34,7 @@ class Plan:
         # A void pair's row was computed by nobody, so its content may be anything, NaN included.
         weighted = weighted.masked_fill(~self.valid[:, None], 0)
         flat = y.new_zeros(batch * length, y.shape[-1]).index_add(0, self.token, weighted)
-        return flat.reshape(batch, length, -1)
+        return flat.reshape(batch, length, y.shape[-1])
 
     @property
     def valid(self) -> Tensor:

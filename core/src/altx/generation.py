@@ -38,8 +38,10 @@ def sample(
     if top_p < 1:
         ordered, order = logits.sort(-1, descending=True)
         probabilities = ordered.softmax(-1)
-        # Keep a token while those before it have less than top_p, so at least one stays.
-        ordered = ordered.masked_fill(probabilities.cumsum(-1) - probabilities >= top_p, float("-inf"))
+        # Keep a token while those before it have less than top_p, and always the first.
+        beyond = probabilities.cumsum(-1) - probabilities >= top_p
+        beyond[..., 0] = False
+        ordered = ordered.masked_fill(beyond, float("-inf"))
         logits = torch.full_like(logits, float("-inf")).scatter(-1, order, ordered)
     return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
 

@@ -118,9 +118,9 @@ class Case:
         assert isinstance(self.layer, Model) and isinstance(self.layer.config.input, TokensInput)
         return (x + 1) % self.layer.config.input.vocab
 
-    def state(self, batch: int, capacity: int | None = None) -> State:
-        """The state before the first token."""
-        state = self.layer.init_state(batch, capacity=capacity, dtype=torch.float64, device="cpu")
+    def state(self, batch: int, capacity: int | None = None, layer: Any = None) -> State:
+        """The state before the first token, of the layer or of a copy of it."""
+        state = (layer or self.layer).init_state(batch, capacity=capacity, dtype=torch.float64, device="cpu")
         return State() if state is None else state
 
     @torch.no_grad()

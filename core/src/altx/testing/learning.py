@@ -30,7 +30,7 @@ def gradients(case: Case) -> Finding | None:
         layer.zero_grad()
         half = 8 * case.unit
         x = case.inputs(4, 2 * half, seed=seed)
-        state = case.state(4) if case.streams else None
+        state = case.state(4, layer=layer) if case.streams else None
         pieces = [(x[:, :half], case.ctx), (x[:, half:], case.ctx)] if case.streams else [(x, case.ctx)]
         for piece, ctx in pieces:
             out: Output = layer(piece, ctx, state)
@@ -62,7 +62,7 @@ def gradcheck(case: Case) -> Finding | None:
     weights: list[Tensor] = []
 
     def loss() -> Tensor:
-        out: Output = layer(x, case.ctx, case.state(2) if case.streams else None)
+        out: Output = layer(x, case.ctx, case.state(2, layer=layer) if case.streams else None)
         if not weights:
             weights.append(torch.randn(out.y.shape, generator=generator, dtype=out.y.dtype))
         return (out.y * weights[0]).sum() + sum(out.losses.values(), torch.zeros(()))

@@ -1,0 +1,187 @@
+"""A plugin for tests: one component of each kind, and some that refuse things."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from altx import BuildContext, MemorySpec, MixerSpec, RouterSpec, hookimpl
+from altx.capabilities import Capabilities, MemoryCapabilities, RouterCapabilities
+from altx.config import Config, RouterConfig
+from altx.context import Context
+from altx.layer import FRESH, Layer, advanced
+from altx.memory import Memory, Read
+from altx.router import Route, Router, Targets
+from altx.state import Leaf, State
+from altx.testing.partners import MovingAverage
+
+
+class AverageConfig(Config):
+    speed: float = Field(0.5, ge=0, le=1, description="for show")
+    heads: int = Field(4, gt=0, description="the width must be divisible by it")
+
+    def fit(self, dim: int) -> None:
+        if dim % self.heads:
+            raise ValueError(f"dim {dim} is not divisible by heads {self.heads}; use a multiple of {self.heads}")
+
+
+class EmptyConfig(Config):
+    pass
+
+
+def average_capabilities(config: AverageConfig) -> Capabilities:
+    return MovingAverage.capabilities
+
+
+def build_average(config: AverageConfig, ctx: BuildContext) -> Layer:
+    return MovingAverage(ctx.dim)
+
+
+def whole_capabilities(config: Config) -> Capabilities:
+    return Capabilities(causal=False, bidirectional=True, streaming="none")
+
+
+def block_capabilities(config: Config) -> Capabilities:
+    return Capabilities(streaming="none", masked=False, reset=False)
+
+
+def needy_capabilities(config: Config) -> Capabilities:
+    return Capabilities(requires=frozenset({"first_value"}))
+
+
+class Notebook(Memory):
+    """Reads the mean of what was written before."""
+
+    capabilities = MemoryCapabilities(growth="constant", rollback="snapshot")
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.value = nn.Linear(dim, dim)
+
+    def init_state(
+        self, batch: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> State:
+        total = torch.zeros(batch, self.value.in_features, device=device, dtype=dtype)
+        return State({"total": total}, {"total": Leaf(kind="memory")}, seen=torch.zeros(batch, dtype=torch.int64))
+
+    def _start(self, state: State, ctx: Context) -> Tensor:
+        total = state["total"]
+        return total if ctx.reset is None else torch.where(ctx.reset[:, :1], 0, total)
+
+    def read(self, q: Tensor, state: State, ctx: Context = FRESH) -> tuple[Read, State]:
+        return Read(self.value(q) * torch.tanh(self._start(state, ctx))[:, None]), state
+
+    def write(self, u: Tensor, state: State, ctx: Context = FRESH) -> tuple[State, dict[str, Tensor]]:
+        assert u.shape[1] <= 1, "chunk 1"
+        real = torch.ones(u.shape[:2], dtype=torch.bool) if ctx.mask is None else ctx.mask
+        total = torch.where(
+            real, 0.9 * self._start(state, ctx) + torch.where(real[..., None], u, 0).sum(1), state["total"]
+        )
+        loss = torch.where(real, u.square().mean(-1), 0).sum() / real.sum().clamp(min=1)
+        assert state.seen is not None
+        return state.replace(total=total, seen=advanced(state.seen, u, ctx)), {"size": loss}
+
+
+class FirstConfig(RouterConfig):
+    k: int = Field(1, gt=0)
+
+    def fit_targets(self, n: int) -> None:
+        if self.k > n:
+            raise ValueError(f"k {self.k} is more than {n}")
+
+
+class ToyRouter(Router):
+    """Top-1 by a linear gate."""
+
+    def __init__(self, dim: int, n: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(dim, n)
+
+    def route(self, x: Tensor, targets: Targets, ctx: Context = FRESH, state: State | None = None) -> Route:
+        weight, target = self.gate(x).softmax(-1).max(-1)
+        if ctx.mask is not None:
+            target = torch.where(ctx.mask, target, -1)
+        token = torch.arange(target.numel(), device=x.device)
+        return Route(targets.n, token, target.reshape(-1), weight.reshape(-1))
+
+
+def memory_capabilities(config: Config) -> MemoryCapabilities:
+    return Notebook.capabilities
+
+
+def router_capabilities(config: Config) -> RouterCapabilities:
+    return RouterCapabilities(bidirectional=True)
+
+
+def seer_capabilities(config: Config) -> RouterCapabilities:
+    return RouterCapabilities(lookahead="sequence", decode="forbid", causal=False, bidirectional=True, streaming="none")
+
+
+def _mixer(name: str, config: str, capabilities: str, build: str = "build_average") -> MixerSpec:
+    return MixerSpec(
+        name,
+        summary=f"{name} for tests",
+        build=f"toy_plugin:{build}",
+        config=f"toy_plugin:{config}",
+        capabilities=f"toy_plugin:{capabilities}",
+    )
+
+
+def build_wrong(config: Config, ctx: BuildContext) -> object:
+    return nn.Linear(2, 2)
+
+
+def build_raises(config: Config, ctx: BuildContext) -> object:
+    raise RuntimeError("no luck")
+
+
+def build_notebook(config: Config, ctx: BuildContext) -> Memory:
+    return Notebook(ctx.dim)
+
+
+def build_router(config: Config, ctx: BuildContext) -> Router:
+    return ToyRouter(ctx.dim, ctx.num_targets)
+
+
+@hookimpl
+def altx_token_mixers() -> list[MixerSpec]:
+    return [
+        _mixer("average", "AverageConfig", "average_capabilities"),
+        _mixer("whole", "EmptyConfig", "whole_capabilities"),
+        _mixer("block", "EmptyConfig", "block_capabilities"),
+        _mixer("needy", "EmptyConfig", "needy_capabilities"),
+        _mixer("wrong", "EmptyConfig", "average_capabilities", "build_wrong"),
+        _mixer("raises", "EmptyConfig", "average_capabilities", "build_raises"),
+        _mixer("nowhere", "Missing", "average_capabilities"),
+    ]
+
+
+@hookimpl
+def altx_memories() -> list[MemorySpec]:
+    return [
+        MemorySpec(
+            "notebook",
+            summary="Notebook for tests",
+            build="toy_plugin:build_notebook",
+            config="toy_plugin:EmptyConfig",
+            capabilities="toy_plugin:memory_capabilities",
+            attach=("residual", "gate", "controller", "kv"),
+            default_attach="residual",
+            attach_note="There is also controller.",
+        )
+    ]
+
+
+@hookimpl
+def altx_routers() -> list[RouterSpec]:
+    return [
+        RouterSpec(
+            name,
+            summary=f"{name} for tests",
+            build="toy_plugin:build_router",
+            config="toy_plugin:FirstConfig",
+            capabilities=f"toy_plugin:{name}_capabilities",
+        )
+        for name in ("router", "seer")
+    ]
