@@ -66,7 +66,8 @@ def append(buffer: Tensor, new: Tensor, seen: Tensor, mask: Tensor | None, *, in
     lengths = torch.full_like(seen, count) if mask is None else mask.sum(1)
     if not in_place:
         room = max(int((seen + lengths).max()) - buffer.shape[1], 0)
-        buffer = torch.cat([buffer, buffer.new_zeros(batch, room, *buffer.shape[2:])], 1)
+        if room:
+            buffer = torch.cat([buffer, buffer.new_zeros(batch, room, *buffer.shape[2:])], 1)
     new = new.to(buffer.dtype)
     trailing = [1] * (buffer.dim() - 2)
     if mask is None:

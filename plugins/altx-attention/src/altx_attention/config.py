@@ -1,0 +1,75 @@
+"""Config and capabilities of `attention`. Never imports torch."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from altx.capabilities import Capabilities
+from altx.config import Config
+
+
+class AttentionConfig(Config):
+    """Config of `attention`."""
+
+    heads: int = Field(4, gt=0, description="query heads")
+    kv_heads: int | None = Field(
+        None, gt=0, description="key and value heads, each shared by heads / kv_heads query heads; default: heads"
+    )
+    head_dim: int | None = Field(None, gt=0, description="width of a head; default: model width / heads")
+    rotary: bool = Field(True, description="rotate queries and keys by their position; without it, no positions")
+    rope_theta: float = Field(10000.0, gt=0, description="base of the rotary wavelengths")
+    window: int | None = Field(
+        None, gt=0, description="a token sees itself and the window - 1 real tokens before it; default: all before it"
+    )
+    bias: bool = Field(
+        False, description="biases on the projections (on that of the keys only with rotary: else softmax cancels it)"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.kv_heads and self.heads % self.kv_heads:
+            divisors = [n for n in range(1, self.heads + 1) if self.heads % n == 0]
+            raise ValueError(
+                f"kv_heads {self.kv_heads} does not divide heads {self.heads}; use kv_heads {_or(divisors)}"
+            )
+        if self.rotary and self.head_dim and self.head_dim % 2:
+            raise ValueError(
+                f"rotary needs an even head_dim, not {self.head_dim}; use head_dim {self.head_dim + 1}, or rotary false"
+            )
+        return self
+
+    def width(self, dim: int) -> int:
+        """Width of a head at model width `dim`."""
+        return self.head_dim or dim // self.heads
+
+    def fit(self, dim: int) -> None:
+        if self.head_dim:
+            return
+        even = 2 if self.rotary else 1
+        if dim % self.heads:
+            problem = f"dim {dim} is not divisible by heads {self.heads}"
+        elif dim // self.heads % even:
+            problem = f"rotary needs an even head_dim, and dim {dim} / heads {self.heads} is {dim // self.heads}"
+        else:
+            return
+        usable = [n for n in range(1, dim + 1) if dim % (n * even) == 0 and n % (self.kv_heads or 1) == 0]
+        nearest = [n for n in usable if n < self.heads][-1:] + [n for n in usable if n > self.heads][:1]
+        heads = f"heads {_or(nearest)}, or " if nearest else ""
+        unit = self.heads * even
+        raise ValueError(f"{problem}; use {heads}dim {-(-dim // unit) * unit}, or set head_dim")
+
+
+def capabilities(config: AttentionConfig) -> Capabilities:
+    """Everything but packing, which altx unpacks; with a window, the last tokens cannot be dropped from the state."""
+    return Capabilities(
+        bidirectional=True,
+        growth="window" if config.window else "linear",
+        rollback="snapshot" if config.window else "crop",
+    )
+
+
+def _or(numbers: list[int]) -> str:
+    """1, 2 or 4"""
+    return " or ".join(filter(None, [", ".join(map(str, numbers[:-1])), str(numbers[-1])]))

@@ -1,0 +1,49 @@
+"""The documentation agrees with the code."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+from altx import hookspecs
+
+ROOT = Path(__file__).parent.parent
+HOOKS = [name for name in vars(hookspecs) if name.startswith("altx_")]
+
+
+def signatures() -> dict[str, str]:
+    """Each hook's signature as it stands in the source."""
+    tree = ast.parse(Path(hookspecs.__file__).read_text())
+    return {
+        node.name: f"def {node.name}({ast.unparse(node.args)}) -> {ast.unparse(node.returns)}"
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef) and node.returns
+    }
+
+
+def test_every_hook_is_documented_with_its_exact_signature() -> None:
+    page = (ROOT / "docs/hooks.md").read_text()
+    assert sorted(signatures()) == sorted(HOOKS)
+    for name, signature in signatures().items():
+        assert f"```python\n{signature}\n```" in page, f"docs/hooks.md does not document {name} as {signature}"
+
+
+def test_every_hook_says_when_it_is_called_and_what_it_returns() -> None:
+    for name in HOOKS:
+        text = getattr(hookspecs, name).__doc__
+        assert "When:" in text and "Returns:" in text, name
+
+
+def test_every_hook_is_tested() -> None:
+    from altx.registry import KINDS
+
+    # core/tests/test_registry.py runs test_every_hook_is_collected over KINDS.
+    assert sorted(kind.hook for kind in KINDS) == sorted(HOOKS)
+    assert '"kind", KINDS' in (ROOT / "core/tests/test_registry.py").read_text()
+
+
+def test_links_in_the_documentation_lead_somewhere() -> None:
+    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("plugins/*/README.md")]:
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.relative_to(ROOT)} links to {target}"
