@@ -1,0 +1,89 @@
+"""Hybrids of real plugins: composed, trained a few steps, streamed, saved, loaded, and streamed on."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from altx import checkpoint, registry
+from altx.compose import compose
+from altx.generation import prefill
+from altx.layer import StepInfo
+from altx.model import Model
+from altx.optim import optimizer_groups
+from altx.testing import prove
+from altx.testing.case import difference, state_difference
+
+MIXERS = [c.name for c in registry.default().components("mixer")]
+ATTACH = ["residual", "gate", "controller"]
+PAIRS = [{"mixer": f"{a},{b}"} for a, b in itertools.combinations_with_replacement(MIXERS, 2)]
+MEMORIES = [{"mixer": m, "memory": "ntm", "attach": a, "layers": 1} for m in MIXERS for a in ATTACH]
+ROUTED = [{"mixer": m, "router": "topk", "feed_forward": "4*swiglu", "layers": 1} for m in MIXERS]
+EVERYTHING = [{"mixer": ",".join(MIXERS), "memory": "ntm,none", "router": "none,topk", "feed_forward": "4*swiglu"}]
+TARGETS = [{"mixer": name} for name in MIXERS]
+CHOICE = [{"blocks": [{"sublayers": [{"router": {"name": "topk", "k": 1}, "targets": TARGETS}]}]}]
+
+
+def label(data: dict[str, Any]) -> str:
+    return (
+        "-".join(str(data[key]) for key in ("mixer", "memory", "attach", "router") if key in data) or "mixers-by-router"
+    )
+
+
+@pytest.mark.parametrize("data", [*PAIRS, *MEMORIES, *ROUTED, *EVERYTHING, *CHOICE], ids=label)
+def test_a_hybrid_trains_streams_and_is_restored(data: dict[str, Any], tmp_path: Path) -> None:
+    model = compose({"dim": 32, **data}, {"ntm.slots": 16} if "memory" in data else {}, seed=0)
+    first, last = train(model)
+    assert last < first
+    model = model.double().eval()
+    text = torch.randint(256, (2, 14), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        whole = model(text).y
+        logits, state = prefill(model, text[:, :9], model.init_state(2))
+        assert difference(logits, whole[:, 8]) < 1e-10
+        checkpoint.save(model, tmp_path / "run")
+        restored = checkpoint.load(tmp_path / "run")
+        for t in range(9, 14):
+            out, again = model(text[:, t : t + 1], state=state), restored(text[:, t : t + 1], state=state)
+            assert difference(out.y[:, 0], whole[:, t]) < 1e-10
+            assert torch.equal(out.y, again.y)
+            assert state_difference(out.state, again.state) == 0
+            state = out.state
+
+
+def train(model: Model, steps: int = 4) -> tuple[float, float]:
+    """A few steps on one batch: the loss before and after."""
+    text = torch.randint(256, (4, 17), generator=torch.Generator().manual_seed(0))
+    optimizer = torch.optim.AdamW(optimizer_groups(model, lr=3e-3, weight_decay=0.1))
+    weights, found = model.loss_weights(), []
+    for step in range(steps):
+        out = model(text[:, :-1])
+        loss = torch.nn.functional.cross_entropy(out.y.flatten(0, 1), text[:, 1:].flatten())
+        assert set(out.losses) == set(weights)
+        total = loss + sum(weights[name] * value for name, value in out.losses.items())
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        model.on_step(StepInfo(step + 1, out.metrics))
+        found.append(float(loss.detach()))
+    return found[0], found[-1]
+
+
+@pytest.mark.parametrize("attach", ATTACH)
+def test_a_hybrid_of_everything_is_proved(attach: str) -> None:
+    data = {"mixer": ",".join(MIXERS), "memory": "ntm", "attach": attach, "router": "topk", "feed_forward": "4*swiglu"}
+    results = prove(compose({"dim": 16, **data}, {"ntm.slots": 8, "ntm.width": 4}, seed=0))
+    assert [result for result in results if result.status != "passed"] == []
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_expert_choice_works_in_an_encoder(mixer: str) -> None:
+    head = {"kind": "classifier", "classes": 4}
+    model = compose({"mixer": mixer, "router": "expert-choice", "causal": False, "head": head, "dim": 32}, seed=0)
+    results = prove(model)
+    assert [result for result in results if result.status == "failed"] == []
+    assert next(r for r in results if r.check == "padding").status == "passed"
