@@ -1,1 +1,1 @@
-"""altx."""
+"""The `altx` command line."""

@@ -1,1 +1,1 @@
-"""altx."""
+"""One file per subcommand."""

@@ -1,0 +1,33 @@
+"""What this distribution offers to altx."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from altx.hookspecs import hookimpl
+from altx.spec import MixerSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+@hookimpl
+def altx_token_mixers() -> Iterable[MixerSpec]:
+    return [
+        MixerSpec(
+            "mamba",
+            summary="Mamba-1: a selective state-space model behind a short convolution",
+            description=(
+                "h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t,  y_t = (C_t h_t + D x_t) * silu(z_t), in E channels;\n"
+                "dt, B and C are computed from x_t, so each token decides what is kept: a gate, not a filter.\n"
+                "Linear in T: 6 D E FLOPs of projections and 9 E N of recurrence per token.\n"
+                "State: E N + (K - 1) E numbers per row however long the sequence, N = state_size, K = conv_kernel.\n"
+                "Use it as the workhorse of a long-context or streaming model; add some attention for exact recall."
+            ),
+            build="altx_mamba.mixer:build",
+            config="altx_mamba.config:MambaConfig",
+            capabilities="altx_mamba.config:capabilities",
+            paper="Gu & Dao 2023, Mamba: Linear-Time Sequence Modeling with Selective State Spaces, arXiv:2312.00752",
+            install="pip install altx-mamba",
+        )
+    ]

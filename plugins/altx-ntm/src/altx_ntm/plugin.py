@@ -1,0 +1,39 @@
+"""What altx-ntm offers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from altx import MemorySpec, hookimpl
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+@hookimpl
+def altx_memories() -> Iterable[MemorySpec]:
+    return [
+        MemorySpec(
+            "ntm",
+            summary="Neural Turing Machine: slots addressed by content and by location",
+            description=(
+                "M <- M * (1 - w e^T) + w a^T,  r = w M;  w from content, then moved by a learned shift\n"
+                "O(N W) per token and head, sequential in T (each address depends on the one before);\n"
+                "the heads' parameters are computed for all tokens at once.\n"
+                "State: N W numbers and N per head, whatever the length.\n"
+                "For algorithmic tasks (copy, recall, sort) and as a small exact store beside another mixer."
+            ),
+            build="altx_ntm.memory:build",
+            config="altx_ntm.config:NTMConfig",
+            capabilities="altx_ntm.config:capabilities",
+            paper=(
+                "Graves, Wayne, Danihelka 2014, Neural Turing Machines, arXiv:1410.5401; "
+                "stabilised as in Collier & Beel 2018, arXiv:1807.08518"
+            ),
+            attach=("residual", "gate", "controller"),
+            default_attach="residual",
+            attach_note=(
+                "`--attach controller` is the form of the 2014 paper: the mixer hears what was read, sequential in T."
+            ),
+        )
+    ]

@@ -1,0 +1,162 @@
+"""`altx doctor`: what is installed, what works, and what to do about what does not."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from typing import Any
+
+from altx_cli import external
+from altx_cli.options import Json
+from altx_cli.output import emit, table
+
+COMPILERS = ("cc", "gcc", "clang")
+
+MEASURE = """
+import importlib, json, sys, time
+import altx.registry
+start = time.perf_counter()
+try:
+    importlib.import_module(sys.argv[1])
+finally:
+    seconds = time.perf_counter() - start
+    print("\\n" + json.dumps({"ms": 1000 * seconds, "torch": "torch" in sys.modules}))
+"""
+"""Imports a plugin's entry module in a process of its own, where nothing else has imported torch."""
+
+
+def doctor(as_json: Json = False) -> None:
+    """Report on torch, plugins, compiler and environment."""
+    report = describe()
+    if as_json:
+        emit(report)
+    else:
+        print("\n".join(_text(report)))
+
+
+def describe() -> dict[str, Any]:
+    """The installation as plain data."""
+    import altx
+
+    return {
+        "altx": altx.__version__,
+        "python": platform.python_version(),
+        "executable": sys.executable,
+        "platform": platform.platform(),
+        "torch": _torch(),
+        "compiler": _compiler(),
+        "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith("ALTX_")},
+        **_plugins(),
+        "commands": _commands(),
+    }
+
+
+def _torch() -> dict[str, Any]:
+    from altx.registry import describe as in_one_line
+
+    try:
+        import torch
+    except (Exception, SystemExit) as error:
+        return {"error": in_one_line(error), "remedy": "install it as https://pytorch.org/get-started says"}
+    cuda = torch.cuda.is_available()
+    return {
+        "version": torch.__version__,
+        "cuda": torch.version.cuda,
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else [],
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _compiler() -> str | None:
+    """Path of the C compiler that native kernels would be built with."""
+    wanted = os.environ.get("CC", "").split()[:1]
+    return next((path for name in [*wanted, *COMPILERS] if (path := shutil.which(name))), None)
+
+
+def _plugins() -> dict[str, Any]:
+    from altx import registry
+    from altx.errors import AltxError
+
+    try:
+        plugins = registry.default()
+    except AltxError as error:
+        return {"plugins": [], "plugins_error": {"what": error.what, "hint": error.hint}}
+    plugins.load_all()
+    return {"plugins": [_plugin(plugin) for plugin in plugins.plugins], "plugins_error": None}
+
+
+def _plugin(plugin: Any) -> dict[str, Any]:
+    measured = {"ms": None, "torch": None} if plugin.status == "disabled" else _measure(plugin.module.partition(":")[0])
+    remedy = {
+        "broken": f"pip install --force-reinstall {plugin.distribution}, or leave it out with ALTX_PLUGINS",
+        "disabled": f"add {plugin.name} to ALTX_PLUGINS",
+    }
+    return {
+        "plugin": plugin.distribution,
+        "version": plugin.version,
+        "status": plugin.status,
+        "import_ms": measured["ms"],
+        "imports_torch": measured["torch"],
+        "errors": plugin.errors,
+        "remedy": remedy.get(plugin.status, ""),
+    }
+
+
+def _measure(module: str) -> dict[str, Any]:
+    """Milliseconds that a module takes to import, and whether it brings torch."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", MEASURE, module], capture_output=True, text=True, timeout=60, check=False
+        )
+        return dict(json.loads(done.stdout.splitlines()[-1]))
+    except (OSError, subprocess.TimeoutExpired, ValueError, IndexError):
+        return {"ms": None, "torch": None}
+
+
+def _commands() -> list[dict[str, Any]]:
+    """Commands that other packages add, and why one cannot be used."""
+    return [
+        {"command": name, "from": list(map(external.owner, points)), "problem": external.problem(name, points)}
+        for name, points in external.offers().items()
+    ]
+
+
+def _text(report: dict[str, Any]) -> list[str]:
+    torch = report["torch"]
+    facts = [
+        ["altx", report["altx"]],
+        ["python", f"{report['python']} ({report['executable']})"],
+        ["platform", report["platform"]],
+        ["torch", torch.get("version") or f"not usable: {torch['error']}; {torch['remedy']}"],
+    ]
+    if "version" in torch:
+        gpus = ", ".join(torch["gpus"]) or (
+            f"none seen (CUDA {torch['cuda']})" if torch["cuda"] else "none (CPU build)"
+        )
+        facts += [["gpu", gpus], ["threads", str(torch["threads"])]]
+    facts += [["compiler", report["compiler"] or "none: kernels run in PyTorch; native ones need a C compiler (cc)"]]
+    facts += [[name, repr(value)] for name, value in report["environment"].items()]
+    lines = [*table(facts), ""]
+    if error := report["plugins_error"]:
+        return [*lines, f"plugins cannot be read: {error['what']}", f"  {error['hint']}"]
+    rows = [
+        [
+            f"{p['plugin']} {p['version']}",
+            p["status"],
+            "" if p["import_ms"] is None else f"{p['import_ms']:.0f} ms",
+            "imports torch, which slows every command down" if p["imports_torch"] else "",
+        ]
+        for p in report["plugins"]
+    ]
+    lines += table(rows, ("plugin", "status", "import", ""), right=(2,))
+    for plugin in report["plugins"]:
+        for error in plugin["errors"]:
+            lines += ["", f"{plugin['plugin']} {plugin['version']}: {error}", f"  {plugin['remedy']}".rstrip()]
+    if report["commands"]:
+        rows = [[c["command"], " and ".join(c["from"]), c["problem"] or "ok"] for c in report["commands"]]
+        lines += ["", *table(rows, ("command", "from", "status"))]
+    return lines

@@ -1,0 +1,153 @@
+"""`altx show`: everything about one component."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from altx_cli.options import Json, complete, find
+from altx_cli.output import emit, table
+
+if TYPE_CHECKING:
+    from altx.registry import Component
+
+
+def show(
+    name: Annotated[str, typer.Argument(metavar="NAME", autocompletion=complete(""), help="A component's name.")],
+    kind: Annotated[str | None, typer.Option(metavar="KIND", help="Its kind, where several have the name.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what a component is, its settings, and what it can do."""
+    report = describe(find(name, kind))
+    if as_json:
+        emit(report)
+    else:
+        print("\n".join(_text(report)))
+
+
+def describe(component: Component) -> dict[str, Any]:
+    """A component as plain data.
+
+    Raises:
+        BrokenPlugin: if its config cannot be imported.
+    """
+    from altx.spec import MemorySpec
+
+    spec = component.spec
+    config = component.load("config")
+    schema = config.model_json_schema()
+    capabilities, problem = _capabilities(component, config)
+    report = {
+        "name": spec.name,
+        "qualified": component.qualified,
+        "kind": spec.kind,
+        "summary": spec.summary,
+        "description": spec.description,
+        "plugin": component.plugin.distribution,
+        "version": component.plugin.version,
+        "licence": spec.licence,
+        "paper": spec.paper,
+        "install": spec.install,
+        "settings": [_setting(name, field, schema) for name, field in schema.get("properties", {}).items()],
+        "capabilities": capabilities,
+        "capabilities_problem": problem,
+    }
+    for setting in report["settings"]:
+        setting["required"] = setting["name"] in schema.get("required", [])
+    if isinstance(spec, MemorySpec):
+        report |= {"attach": list(spec.attach), "default_attach": spec.default_attach, "attach_note": spec.attach_note}
+    return report
+
+
+def _capabilities(component: Component, config: Any) -> tuple[dict[str, Any] | None, str]:
+    """Capabilities with the default config, or why there are none."""
+    from altx.registry import describe as in_one_line
+
+    try:
+        capabilities = component.load("capabilities")(config())
+        return {field.name: getattr(capabilities, field.name) for field in fields(capabilities)}, ""
+    except Exception as error:
+        return None, in_one_line(error)
+
+
+def _setting(name: str, field: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "name": name,
+        "type": _type(field, schema),
+        "default": field.get("default"),
+        "description": field.get("description", ""),
+    }
+
+
+def _type(field: dict[str, Any], schema: dict[str, Any]) -> str:
+    """A JSON schema's type and bounds in a few words: `int > 0 or none`."""
+    if "$ref" in field:
+        return _type(schema["$defs"][field["$ref"].rpartition("/")[2]], schema)
+    if options := field.get("anyOf") or field.get("oneOf"):
+        return " or ".join(_type(option, schema) for option in options)
+    if "enum" in field:
+        return " | ".join(map(str, field["enum"]))
+    if "const" in field:
+        return str(field["const"])
+    plain = {
+        "integer": "int",
+        "number": "float",
+        "boolean": "bool",
+        "string": "text",
+        "object": "mapping",
+        "null": "none",
+    }
+    name = plain.get(field.get("type", ""), "any")
+    if field.get("type") == "array":
+        name = f"list of {_type(field.get('items', {}), schema)}"
+    signs = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
+    bounds = [f"{sign} {field[key]:g}" for key, sign in signs.items() if key in field]
+    return " ".join([name, *bounds])
+
+
+def _text(report: dict[str, Any]) -> list[str]:
+    lines = [f"{report['name']}  {report['kind']} of {report['plugin']} {report['version']}", report["summary"]]
+    if report["description"]:
+        lines += ["", *report["description"].strip().splitlines()]
+    facts = [[key, report[key]] for key in ("paper", "licence", "install") if report[key]]
+    lines += ["", *table(facts)]
+    if "attach" in report:
+        modes = [f"{m} (default)" if m == report["default_attach"] else m for m in report["attach"]]
+        lines += ["", f"attaches as {', '.join(modes)}"]
+        lines += [report["attach_note"]] * bool(report["attach_note"])
+    lines += ["", f"settings, as {report['name']}.KEY" if report["settings"] else "no settings"]
+    rows = [[s["name"], _default(s), s["type"], s["description"]] for s in report["settings"]]
+    lines += [f"  {line}" for line in table(rows, ("key", "default", "type", "meaning") if rows else ())]
+    lines += ["", "can do, with the default settings"]
+    if report["capabilities"] is None:
+        return [*lines, f"  not known: {report['capabilities_problem']}"]
+    return lines + [f"  {line}" for line in table(_abilities(report["capabilities"]))]
+
+
+def _default(setting: dict[str, Any]) -> str:
+    if setting["required"]:
+        return "required"
+    value = setting["default"]
+    if value is None:
+        return "none"
+    return f"{value:.4g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _abilities(capabilities: dict[str, Any]) -> list[list[str]]:
+    """The capabilities as rows: what it does, what it does not, then the rest by name."""
+    flags = {name: value for name, value in capabilities.items() if isinstance(value, bool)}
+    rows = [
+        ["yes", ", ".join(name for name, value in flags.items() if value) or "-"],
+        ["no", ", ".join(name for name, value in flags.items() if not value) or "-"],
+    ]
+    for name, value in capabilities.items():
+        if name in flags or value in (None, 1) or value == frozenset() or value == {}:
+            continue
+        if isinstance(value, (set, frozenset, tuple, list)):
+            value = ", ".join(sorted(map(str, value)))
+        elif isinstance(value, dict):
+            value = ", ".join(f"{key} (weight {weight:g})" for key, weight in value.items())
+        rows.append([name, str(value)])
+    return rows

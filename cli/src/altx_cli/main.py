@@ -1,0 +1,102 @@
+"""The `altx` command. The code of a subcommand is imported when it is needed, and torch only by those that compute."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from altx_cli.output import reporting
+
+COMMANDS = {
+    "compose": "altx_cli.commands.compose:compose",
+    "generate": "altx_cli.commands.generate:generate",
+    "list": "altx_cli.commands.list:list_components",
+    "show": "altx_cli.commands.show:show",
+    "check": "altx_cli.commands.check:check",
+    "doctor": "altx_cli.commands.doctor:doctor",
+}
+"""altx's own commands, in the order of `altx --help`. Other packages add theirs; see `altx_cli.external`."""
+
+
+class Command(TyperCommand):
+    """A command whose errors are reported as JSON where it was asked for JSON."""
+
+    def invoke(self, ctx: typer.Context) -> Any:
+        as_json = any("--json" in param.opts and ctx.params.get(param.name) for param in self.params)
+        with reporting(as_json):
+            return super().invoke(ctx)
+
+
+class Commands(TyperGroup):
+    """Commands that are imported when they are needed, altx's own and those of other packages."""
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:
+        from altx_cli import external
+
+        return [*COMMANDS, *(name for name in external.offers() if name not in COMMANDS)]
+
+    def get_command(self, ctx: typer.Context, name: str) -> Any:
+        if name in COMMANDS:
+            module, _, attribute = COMMANDS[name].partition(":")
+            return make(name, getattr(importlib.import_module(module), attribute))
+        from altx_cli import external
+
+        if offers := external.offers().get(name):
+            return external.command(name, offers)
+        if close := difflib.get_close_matches(name, self.list_commands(ctx), n=1):
+            ctx.fail(f"No such command {name!r}. Did you mean {close[0]!r}?")
+        return None
+
+    def format_commands(self, ctx: typer.Context, formatter: Any) -> None:
+        super().format_commands(ctx, formatter)
+        from altx_cli import external
+
+        for name in COMMANDS.keys() & external.offers().keys():
+            formatter.write_paragraph()
+            formatter.write_text(external.problem(name, external.offers()[name]))
+
+    def invoke(self, ctx: typer.Context) -> Any:
+        with reporting():
+            return super().invoke(ctx)
+
+
+def make(name: str, function: Callable[..., Any], **options: Any) -> Any:
+    """The command that runs a typer-annotated function."""
+    single = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
+    single.command(name, cls=Command, **options)(function)
+    return typer.main.get_command(single)
+
+
+app = typer.Typer(cls=Commands, rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from altx import __version__
+
+        print(f"altx {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def altx(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Assemble hybrid sequence models from plugins, prove laws about them, and say what they cost."""
+
+
+def main() -> None:
+    """Run the command line."""
+    for stream in (sys.stdout, sys.stderr):
+        # A name or a byte that the terminal cannot show is no reason to stop.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    app(prog_name="altx")

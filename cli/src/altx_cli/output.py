@@ -1,0 +1,153 @@
+"""What the commands print: aligned tables, sizes for people, one JSON object for programs, and errors."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextvars import ContextVar
+from typing import Any, TextIO
+
+import typer
+
+_json_stream: ContextVar[TextIO | None] = ContextVar("json_stream", default=None)
+
+
+def paint(text: str, colour: str, stream: TextIO | None = None) -> str:
+    """Text in a colour, if it goes to a terminal and NO_COLOR is not set."""
+    terminal = (stream or sys.stdout).isatty() and not os.environ.get("NO_COLOR")
+    return typer.style(text, fg=colour) if terminal else text
+
+
+def table(rows: Sequence[Sequence[str]], header: Sequence[str] = (), right: Sequence[int] = ()) -> list[str]:
+    """Lines of aligned columns.
+
+    Args:
+        rows: cells, as many in every row.
+        header: names of the columns, printed in capitals.
+        right: columns aligned at the right, for numbers.
+    """
+    lines = [[name.upper() for name in header], *rows] if header else list(rows)
+    if not lines:
+        return []
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+
+    def pad(text: str, column: int) -> str:
+        return text.rjust(widths[column]) if column in right else text.ljust(widths[column])
+
+    return ["  ".join(pad(text, column) for column, text in enumerate(line)).rstrip() for line in lines]
+
+
+def count(n: float) -> str:
+    """A number with a decimal prefix: 1.3M."""
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(n) >= size:
+            return f"{n / size:.3g}{unit}" if n < 999.5 * size else f"{n / size:.0f}{unit}"
+    return f"{n:.3g}"
+
+
+def size(n: float) -> str:
+    """A number of bytes with a binary prefix: 12.5 KiB."""
+    for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if n >= 1 << power:
+            return f"{n / (1 << power):.1f}".removesuffix(".0") + f" {unit}"
+    return f"{n:.4g} B"
+
+
+def plural(n: int, noun: str) -> str:
+    """`1 layer`, `2 layers`."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+def findings(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Lines for the results of checks: name, law, measured number, verdict, and why one failed."""
+    rows = [[result["check"], result["law"], _measured(result), _verdict(result)] for result in results]
+    lines = []
+    for result, line in zip(results, table(rows, right=(2,)), strict=True):
+        lines.append(line)
+        if result["status"] == "failed":
+            lines += [f"    {text}" for text in result["message"].splitlines()]
+    return lines
+
+
+def _measured(result: Mapping[str, Any]) -> str:
+    value, tolerance = result["value"], result["tolerance"]
+    if value is None or tolerance is None:
+        return ""
+    return f"{value:.2g} {'<=' if value <= tolerance else '>'} {tolerance:.2g}"
+
+
+def _verdict(result: Mapping[str, Any]) -> str:
+    status = result["status"]
+    if status == "passed":
+        return paint("ok", "green")
+    if status == "failed":
+        return paint("FAILED", "red")
+    return f"{status}: {result['message']}" if result["message"] else str(status)
+
+
+def emit(data: dict[str, Any]) -> None:
+    """Print the JSON object that `--json` promises."""
+    print(json.dumps(_finite(data), indent=2), file=_json_stream.get() or sys.stdout, flush=True)
+
+
+def _finite(value: Any) -> Any:
+    """The value as JSON can hold it: numbers that are not finite become their names."""
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+@contextmanager
+def reporting(as_json: bool = False) -> Iterator[None]:
+    """Turn errors that a user can mend into a message and exit status 2, and Ctrl-C into status 130.
+
+    Args:
+        as_json: describe the error as a JSON object; whatever else is printed meanwhile, by a plugin for
+            example, goes to stderr, so that stdout holds one object alone.
+    """
+    token = _json_stream.set(sys.stdout if as_json else None)
+    try:
+        with redirect_stdout(sys.stderr) if as_json else nullcontext():
+            try:
+                yield
+            except KeyboardInterrupt:
+                print("interrupted", file=sys.stderr)
+                raise typer.Exit(130) from None
+            except Exception as error:
+                if not _mendable(error):
+                    raise
+                what, hint = getattr(error, "what", str(error)), getattr(error, "hint", "")
+                if as_json:
+                    emit({"error": {"kind": type(error).__name__, "what": what, "hint": hint}})
+                else:
+                    print(message(what, hint), file=sys.stderr)
+                raise typer.Exit(2) from None
+        # A reader that went away is noticed here rather than when the interpreter shuts down.
+        sys.stdout.flush()
+    finally:
+        _json_stream.reset(token)
+
+
+def message(what: str, hint: str = "") -> str:
+    """An error for people: what is wrong, then what to do about it."""
+    first, *more = what.splitlines() or [""]
+    lines = [f"{paint('error:', 'red', sys.stderr)} {first}", *(f"       {line}" for line in more)]
+    return "\n".join([*lines, *(f"  {line}" for line in hint.splitlines())])
+
+
+def _mendable(error: Exception) -> bool:
+    from altx.errors import AltxError
+
+    # Kernels know nothing of altx, so their errors are a family of their own.
+    kernels = sys.modules.get("altx_kernels")
+    return isinstance(error, (AltxError, getattr(kernels, "KernelError", AltxError)))

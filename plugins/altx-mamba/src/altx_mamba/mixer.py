@@ -1,0 +1,164 @@
+"""Mamba-1: a gated selective state-space layer (Gu & Dao 2023, arXiv:2312.00752).
+
+B rows, T tokens, E inner width, N state size, K width of the convolution, R rank of the step size.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from altx.context import Context
+from altx.layer import FRESH, Layer, Output, advanced
+from altx.layout import compaction, take
+from altx.spec import BuildContext
+from altx.state import Leaf, State
+from altx_mamba.config import MambaConfig
+from altx_mamba.kernels import causal_conv1d, selective_scan
+from altx_mamba.kernels.conv import last_inputs
+
+LEAVES = {"conv": Leaf(kind="conv"), "ssm": Leaf(fp32=True)}
+
+
+class Mamba(Layer):
+    """The block of figure 3 without its norm and residual, computed by Algorithm 2.
+
+        [u | z] = W_in x,    v = silu(conv(u)),    [dt | B | C] = W_x v,    dt = softplus(W_dt dt + b_dt)
+        h_t = exp(dt_t A) h_{t-1} + dt_t B_t v_t,    y = W_out ((C h + D v) * silu(z))
+
+    Parameters have the names and shapes of the authors' code, so their checkpoints fit.
+
+    Args:
+        dim: model width.
+        inner: E.
+        state_size: N.
+        conv_kernel: K.
+        dt_rank: R.
+        dt_range: smallest and largest step size at the start.
+        dt_floor: no step size starts below this.
+        conv_bias: whether the convolution has a bias.
+        bias: whether the projections in and out have biases.
+        inner_norm_eps: epsilon of a weightless RMSNorm on dt, B and C (Zuo et al. 2024, "Falcon Mamba",
+            arXiv:2410.05355), or None for no norm.
+        out_scale: factor on the first weights of W_out.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        inner: int,
+        state_size: int,
+        conv_kernel: int,
+        dt_rank: int,
+        dt_range: tuple[float, float],
+        dt_floor: float,
+        conv_bias: bool,
+        bias: bool,
+        inner_norm_eps: float | None,
+        out_scale: float,
+    ) -> None:
+        super().__init__()
+        self.sizes = [dt_rank, state_size, state_size]
+        self.inner_norm_eps = inner_norm_eps
+        self.in_proj = nn.Linear(dim, 2 * inner, bias=bias)
+        self.conv1d = nn.Conv1d(inner, inner, conv_kernel, groups=inner, bias=conv_bias)
+        self.x_proj = nn.Linear(inner, sum(self.sizes), bias=False)
+        self.dt_proj = nn.Linear(dt_rank, inner)
+        # S4D-real (section 3.6): A is -1, -2, ... -N in every channel.
+        self.A_log = nn.Parameter(torch.arange(1.0, state_size + 1).log().repeat(inner, 1))
+        self.D = nn.Parameter(torch.ones(inner))
+        self.out_proj = nn.Linear(inner, dim, bias=bias)
+        self._initialise(*dt_range, dt_floor, out_scale)
+
+    @torch.no_grad()
+    def _initialise(self, dt_min: float, dt_max: float, dt_floor: float, out_scale: float) -> None:
+        """As in the authors' code, where it departs from torch: softplus(b_dt) is log-uniform."""
+        nn.init.uniform_(self.dt_proj.weight, -(self.sizes[0] ** -0.5), self.sizes[0] ** -0.5)
+        log_dt = torch.empty_like(self.dt_proj.bias).uniform_(math.log(dt_min), math.log(dt_max))
+        dt = log_dt.exp().clamp(min=dt_floor)
+        self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+        self.out_proj.weight.mul_(out_scale)
+        for proj in (self.in_proj, self.out_proj):
+            if proj.bias is not None:
+                nn.init.zeros_(proj.bias)
+
+    def param_groups(self) -> dict[str, dict[str, Any]]:
+        return {name: {"weight_decay": 0.0} for name in ("A_log", "D", "dt_proj.bias")}
+
+    def init_state(
+        self,
+        batch: int,
+        *,
+        capacity: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> State:
+        weight = self.conv1d.weight
+        inner, width = weight.shape[0], weight.shape[2]
+        device, dtype = device or weight.device, dtype or weight.dtype
+        leaves = {
+            "conv": torch.zeros(batch, width - 1, inner, device=device, dtype=dtype),
+            "ssm": torch.zeros(batch, *self.A_log.shape, device=device, dtype=_wide(dtype)),
+        }
+        return State(leaves, LEAVES, seen=torch.zeros(batch, device=device, dtype=torch.int64))
+
+    def forward(self, x: Tensor, ctx: Context = FRESH, state: State | None = None) -> Output:
+        if not x.shape[1]:
+            return Output(x, state)
+        mask, reset, back = ctx.mask, ctx.reset, None
+        if mask is not None:
+            # Whatever a masked token holds, NaN included, stays out of every sum.
+            x = x.masked_fill(~mask[..., None], 0)
+            reset = None if reset is None else reset & mask
+            if x.shape[1] > 1:
+                # Real tokens first: so the taps of the convolution find real tokens only.
+                order, back = compaction(mask)
+                x, mask = take(x, order), take(mask, order)
+                reset = None if reset is None else take(reset, order)
+        u, z = self.in_proj(x).chunk(2, -1)
+        past, h = (state["conv"], state["ssm"]) if state else (None, None)
+        v = F.silu(causal_conv1d(u, self.conv1d.weight[:, 0], self.conv1d.bias, past, reset))
+        dt, B, C = self._select(v)
+        if mask is not None:
+            dt = dt.masked_fill(~mask[..., None], 0)  # holds the state exactly
+        A = -torch.exp(self.A_log.to(dt.dtype))
+        y, h = selective_scan(v, dt, A, B, C, self.D, h, reset)
+        y = self.out_proj(y * F.silu(z))
+        if state is not None and past is not None:
+            state = state.replace(conv=last_inputs(past, u, mask, reset), ssm=h, seen=advanced(state.seen, x, ctx))
+        return Output(y if back is None else take(y, back), state)
+
+    def _select(self, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The step size (B, T, E) in float32 or more, B and C (B, T, N) of each token, from v (B, T, E)."""
+        dt, B, C = self.x_proj(v).split(self.sizes, -1)
+        if self.inner_norm_eps is not None:
+            dt, B, C = (F.rms_norm(part, part.shape[-1:], eps=self.inner_norm_eps) for part in (dt, B, C))
+        wide = _wide(v.dtype)
+        dt = F.linear(dt, self.dt_proj.weight).to(wide) + self.dt_proj.bias.to(wide)
+        return F.softplus(dt), B, C
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which states and step sizes are kept: float32 at least."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def build(config: MambaConfig, ctx: BuildContext) -> Layer:
+    return Mamba(
+        ctx.dim,
+        inner=config.expand * ctx.dim,
+        state_size=config.state_size,
+        conv_kernel=config.conv_kernel,
+        dt_rank=config.rank(ctx.dim),
+        dt_range=(config.dt_min, config.dt_max),
+        dt_floor=config.dt_init_floor,
+        conv_bias=config.conv_bias,
+        bias=config.bias,
+        inner_norm_eps=config.inner_norm_eps,
+        out_scale=ctx.num_layers**-0.5 if config.rescale_out_proj else 1.0,
+    )
