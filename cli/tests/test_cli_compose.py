@@ -140,6 +140,19 @@ def test_a_failed_proof_exits_with_1_and_writes_nothing(compose):
 def test_large_models_are_not_proved_unless_asked(compose, monkeypatch):
     from altx_cli.commands import compose as module
 
-    monkeypatch.setattr(module, "TOO_LARGE_TO_PROVE", 10)
+    monkeypatch.setattr(module, "LARGE", 10)
     assert "not proved: more than 10 parameters" in compose("--dim", "16").stdout
     assert "not proved" not in compose("--dim", "16", "--prove").stdout
+
+
+def test_a_model_that_needs_values_is_measured_with_weights_if_it_is_small(compose, monkeypatch):
+    from altx_cli import description
+
+    curious = (*QUICK, "--set", "average.curious=true")
+    assert json.loads(compose(*curious, "--json").stdout)["flops_per_token"] > 0
+    monkeypatch.setattr(description, "LARGE", 10)
+    report = json.loads(compose(*curious, "--json").stdout)
+    assert report["flops_per_token"] is None
+    assert [row["flops_per_token"] is None for row in report["table"]] == [True, False]
+    total = next(line for line in compose(*curious).stdout.splitlines() if line.split()[:1] == ["total"])
+    assert total.endswith(" -")

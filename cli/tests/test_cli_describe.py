@@ -67,8 +67,8 @@ def test_show_tells_everything(altx):
     text = altx("show", "average").stdout
     for fact in ("mixer of altx-toy 1.0", "h <- a h + (1 - a) W x", "folklore", "Apache-2.0", "growth     constant"):
         assert fact in text
-    assert "deaf  false    bool       break the law of gradients" in text
-    assert "rate  0.5      float > 0  not used" in text
+    assert "deaf     false    bool       break the law of gradients" in text
+    assert "rate     0.5      float > 0  not used" in text
 
 
 def test_show_says_how_a_memory_attaches(altx):

@@ -16,7 +16,16 @@ def test_columns_are_aligned_and_numbers_to_the_right():
 
 @pytest.mark.parametrize(
     "n, text",
-    [(0, "0"), (12, "12"), (999, "999"), (1234, "1.23k"), (129_900_000, "130M"), (999_900, "1000k"), (1.5e9, "1.5G")],
+    [
+        (0, "0"),
+        (12, "12"),
+        (float("nan"), "-"),
+        (999, "999"),
+        (1234, "1.23k"),
+        (129_900_000, "130M"),
+        (999_900, "1000k"),
+        (1.5e9, "1.5B"),
+    ],
 )
 def test_count(n, text):
     assert count(n) == text

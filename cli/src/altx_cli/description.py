@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from altx_cli.output import count, plural, size, table
 
 if TYPE_CHECKING:
+    from altx.layer import Layer
     from altx.measure import Costs
     from altx.model import Model
     from altx.resolve import Blueprint, Branch
+
+LARGE = 500_000_000
+"""Parameters above which a model is not given weights only to learn more about it."""
 
 HORIZONS = {"1k": 1024, "64k": 65536}
 """Sequence lengths for which the state's size is told."""
@@ -19,14 +25,18 @@ def describe(blueprint: Blueprint) -> dict[str, Any]:
     """What the model is made of and what it costs, as plain data."""
     from altx import recipe
     from altx.compose import build
+    from altx.measure import costs, num_parameters
 
+    model = build(blueprint, device="meta")
     try:
-        model = build(blueprint, device="meta")
-        total, rows = _costs(model, blueprint)
+        total = costs(model)
     except RuntimeError:
-        # Some part looks at values, or has no kernel for tensors without any: measure it at work.
-        model = build(blueprint, seed=0)
-        total, rows = _costs(model, blueprint)
+        # Some part looks at values, which tensors on meta do not have.
+        if num_parameters(model) <= LARGE:
+            model = build(blueprint, seed=0)
+            total = costs(model)
+        else:
+            total = _measured(costs, model)
     streams = model.capabilities.streaming != "none"
     return {
         "parameters": total.parameters,
@@ -36,7 +46,7 @@ def describe(blueprint: Blueprint) -> dict[str, Any]:
         "streaming": model.capabilities.streaming,
         "growth": model.capabilities.growth,
         "plugins": _plugins(blueprint),
-        "table": rows,
+        "table": _rows(model, blueprint),
         "state_bytes": total.state_bytes,
         "state_bytes_per_token": total.state_bytes_per_token,
         "state_bytes_at": {n: model.init_state(1, capacity=n).bytes() for n in HORIZONS.values()} if streams else None,
@@ -46,11 +56,20 @@ def describe(blueprint: Blueprint) -> dict[str, Any]:
     }
 
 
-def _costs(model: Model, blueprint: Blueprint) -> tuple[Costs, list[dict[str, Any]]]:
-    """Costs of the model and of every sublayer; blocks that are alike share their rows."""
-    from altx.measure import branch_layers, costs, layer_costs
+def _measured(measure: Callable[..., Costs], module: Layer | Model, *args: Any) -> Costs:
+    """Costs of a model or a layer; where it cannot be run, its FLOPs are NaN."""
+    from altx.measure import Costs, num_parameters, state_growth
 
-    total = costs(model)
+    try:
+        return measure(module, *args)
+    except RuntimeError:
+        return Costs(num_parameters(module), *state_growth(module), math.nan)
+
+
+def _rows(model: Model, blueprint: Blueprint) -> list[dict[str, Any]]:
+    """Costs of every sublayer; blocks that are alike share their rows."""
+    from altx.measure import branch_layers, layer_costs
+
     measured: dict[Any, dict[str, Any]] = {}
     blocks: list[list[dict[str, Any]]] = [[] for _ in blueprint.blocks]
     for block, sublayer, layer in branch_layers(model, blueprint):
@@ -58,7 +77,7 @@ def _costs(model: Model, blueprint: Blueprint) -> tuple[Costs, list[dict[str, An
         shapes = tuple((name, tuple(p.shape)) for name, p in layer.named_parameters())
         key = (_identity(branch), shapes)
         if key not in measured:
-            cost = layer_costs(layer, blueprint.config.dim)
+            cost = _measured(layer_costs, layer, blueprint.config.dim)
             measured[key] = {
                 "sublayer": sublayer,
                 "component": label(branch),
@@ -76,7 +95,7 @@ def _costs(model: Model, blueprint: Blueprint) -> tuple[Costs, list[dict[str, An
             alike.append((block, [index]))
         else:
             indices.append(index)
-    return total, [{"blocks": indices, **row} for block, indices in alike for row in block]
+    return [{"blocks": indices, **row} for block, indices in alike for row in block]
 
 
 def _identity(branch: Branch) -> tuple[Any, ...]:

@@ -42,8 +42,10 @@ def table(rows: Sequence[Sequence[str]], header: Sequence[str] = (), right: Sequ
 
 
 def count(n: float) -> str:
-    """A number with a decimal prefix: 1.3M."""
-    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+    """A number in thousands, millions or billions: 1.3M; "-" if it is not known."""
+    if math.isnan(n):
+        return "-"
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if abs(n) >= size:
             return f"{n / size:.3g}{unit}" if n < 999.5 * size else f"{n / size:.0f}{unit}"
     return f"{n:.3g}"
@@ -95,7 +97,7 @@ def emit(data: dict[str, Any]) -> None:
 
 
 def _finite(value: Any) -> Any:
-    """The value as JSON can hold it: numbers that are not finite become their names."""
+    """The value as JSON can hold it: NaN becomes null, infinity its name."""
     if isinstance(value, dict):
         return {str(key): _finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -103,7 +105,7 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (set, frozenset)):
         return sorted(value)
     if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
+        return None if math.isnan(value) else str(value)
     return value
 
 

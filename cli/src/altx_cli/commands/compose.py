@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from altx_cli import external
-from altx_cli.description import describe, summary
+from altx_cli.description import LARGE, describe, summary
 from altx_cli.options import Json, Settings, complete, parse_count, parse_settings
 from altx_cli.output import count, emit, findings, table
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from altx.resolve import Blueprint
 
 DEFAULT_OUTPUT = Path("model.yaml")
-TOO_LARGE_TO_PROVE = 500_000_000
 
 
 def compose(
@@ -137,8 +136,8 @@ def _prove(blueprint: Blueprint, seed: int, wanted: bool | None, parameters: int
     """Build the model with weights, see which kernels serve it, and check laws on it."""
     if wanted is False:
         return {"proofs": [], "kernels": [], "not_proved": "--no-prove"}
-    if wanted is None and parameters > TOO_LARGE_TO_PROVE:
-        reason = f"more than {count(TOO_LARGE_TO_PROVE)} parameters; --prove does it all the same"
+    if wanted is None and parameters > LARGE:
+        reason = f"more than {count(LARGE)} parameters; --prove does it all the same"
         return {"proofs": [], "kernels": [], "not_proved": reason}
     from altx.compose import build
     from altx.testing import prove
