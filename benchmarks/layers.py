@@ -74,9 +74,8 @@ def main() -> None:
                 if round_:  # the first warms up
                     times[name][backward].append(spent)
     where = {"torch": torch.__version__, "threads": torch.get_num_threads(), "machine": platform.machine()}
-    print(
-        f"dim {args.dim}, {args.length} tokens, batch {args.batch}, float32, {where['threads']} threads, torch {where['torch']}"
-    )
+    shape = f"dim {args.dim}, {args.length} tokens, batch {args.batch}"
+    print(f"{shape}, float32, {where['threads']} threads, torch {where['torch']}")
     print(f"{'':<28}{'forward ms':>12}{'x floor':>9}{'fwd+bwd ms':>12}{'x floor':>9}")
     report = {}
     for name, spent in times.items():

@@ -15,7 +15,7 @@ from altx import registry
 from altx_cli import external
 from altx_cli.main import app
 
-TOY = Path(__file__).with_name("toy_plugin.py")
+TOY = Path(__file__).with_name("cli_toy.py")
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def forget() -> None:
 @pytest.fixture
 def altx(install: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
     """Run `altx ARGS` in an empty directory, with the toy plugin and no other."""
-    install("altx-toy", "altx.plugins", "toy = toy_plugin", "toy_plugin", TOY)
+    install("altx-toy", "altx.plugins", "toy = cli_toy", "cli_toy", TOY)
     monkeypatch.setenv("ALTX_PLUGINS", "toy")
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.chdir(tmp_path)

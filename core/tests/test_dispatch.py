@@ -9,7 +9,6 @@ from altx.capabilities import RouterCapabilities, meet
 from altx.context import Context
 from altx.dispatch import plan
 from altx.feed_forward import SwiGLU, SwiGLUBank
-from altx.feed_forward_config import SwiGLUConfig, capabilities
 from altx.layer import FRESH
 from altx.routed import Routed
 from altx.router import Route, Router, Targets
@@ -60,10 +59,8 @@ def test_grouped_bank_equals_a_loop_over_experts() -> None:
     bank = SwiGLUBank(3, 8, 12).double()
     experts = [SwiGLU(8, 12).double() for _ in range(3)]
     for i, expert in enumerate(experts):
-        expert.capabilities = capabilities(SwiGLUConfig())
         for name, weight in (("gate", bank.gate), ("up", bank.up), ("down", bank.down)):
             getattr(expert, name).weight.data = weight[i].T.detach().clone()
-    bank.capabilities = capabilities(SwiGLUConfig())
     router = FixedRouter(torch.randint(-1, 3, (2, 9, 2)))
     x = torch.randn(2, 9, 8, dtype=torch.float64)
     mask = torch.rand(2, 9) > 0.3
@@ -105,5 +102,5 @@ def test_a_reset_reaches_a_target_that_was_not_chosen_for_its_token() -> None:
 
 
 def test_capabilities_of_a_whole_are_the_meet_of_its_parts() -> None:
-    whole = meet([MovingAverage.capabilities, capabilities(SwiGLUConfig())])
+    whole = meet([MovingAverage.capabilities, SwiGLU.capabilities])
     assert (whole.growth, whole.rollback, whole.bidirectional, whole.packing) == ("constant", "snapshot", False, False)

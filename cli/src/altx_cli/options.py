@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-
-if TYPE_CHECKING:
-    from altx.registry import Component
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 
@@ -49,21 +46,6 @@ def parse_settings(pairs: Iterable[str] | None) -> dict[str, Any]:
     return settings
 
 
-def check_kind(kind: str | None) -> str | None:
-    """The name of a kind as the registry spells it.
-
-    Raises:
-        AltxError: if there is no such kind.
-    """
-    from altx import registry
-    from altx.errors import AltxError
-
-    kinds = registry.default().kinds
-    if kind is None or (known := kind.replace("_", "-")) in kinds:
-        return kind and known
-    raise AltxError(f"there is no kind {kind!r}", hint=f"the kinds are {', '.join(kinds)}")
-
-
 def complete(kind: str) -> Any:
     """Completion of a component's name, or of the last name in a pattern of them."""
 
@@ -75,37 +57,3 @@ def complete(kind: str) -> Any:
         return [incomplete[:start] + name for name in known if name.startswith(incomplete[start:])]
 
     return names
-
-
-def find(name: str, kind: str | None = None) -> Component:
-    """A component by short or qualified name, of whatever kind has it.
-
-    Raises:
-        UnknownComponent: if nobody offers it.
-        AmbiguousComponent: if several kinds or several plugins do.
-    """
-    import difflib
-
-    from altx import registry
-    from altx.errors import AmbiguousComponent, UnknownComponent
-
-    plugins = registry.default()
-    if kind := check_kind(kind):
-        return plugins.get(kind, name)
-    components = plugins.components()
-    kinds = list(dict.fromkeys(c.spec.kind for c in components if name in (c.name, c.qualified)))
-    if len(kinds) == 1:
-        return plugins.get(kinds[0], name)
-    if kinds:
-        raise AmbiguousComponent(
-            f"{name!r} is the name of a {' and of a '.join(kinds)}",
-            hint=f"say which: {' or '.join(f'--kind {kind}' for kind in kinds)}",
-        )
-    close = difflib.get_close_matches(name, sorted({c.name for c in components}), n=3, cutoff=0.5)
-    lines = [f"did you mean {' or '.join(map(repr, close))}?" if close else "`altx list` shows what is installed"]
-    for plugin in plugins.plugins:
-        if plugin.errors:
-            lines.append(f"{plugin} did not load completely: {plugin.errors[0]}")
-        elif plugin.status == "disabled":
-            lines.append(f"{plugin} is disabled by {registry.ALLOW}")
-    raise UnknownComponent(f"no plugin offers anything called {name!r}", hint="\n".join(lines))

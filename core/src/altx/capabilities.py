@@ -79,14 +79,17 @@ class MemoryCapabilities(Capabilities):
     """Promises of a memory.
 
     Args:
-        chunk: tokens that are read before any of them is written; 1 means token by token.
+        chunk: tokens that are read together and written together; 1 means token by token. A chunk that is
+            written first must be 1, or a token would see later ones.
         feedback: what is read must reach the controller before the next write, so it can only be
             attached as "controller".
+        order: what comes first for the tokens of a chunk.
         scope: who shares one state: a "layer", or all layers that name this memory ("shared").
     """
 
     chunk: int = 1
     feedback: bool = False
+    order: Literal["read-write", "write-read"] = "read-write"
     scope: Literal["layer", "shared"] = "layer"
 
 

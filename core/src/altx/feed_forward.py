@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from altx.context import Context
-from altx.feed_forward_config import MLPConfig, SwiGLUConfig
+from altx.feed_forward_config import TOKENWISE, MLPConfig, SwiGLUConfig
 from altx.layer import FRESH, Layer, Output
 from altx.routed import TargetBank
 from altx.spec import BuildContext
@@ -26,6 +26,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class SwiGLU(Layer):
     """y = W_down(silu(W_gate x) * W_up x); Shazeer 2020, "GLU Variants Improve Transformer", equation 6."""
 
+    capabilities = TOKENWISE
+
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
         self.gate = nn.Linear(dim, hidden, bias=False)
@@ -38,6 +40,8 @@ class SwiGLU(Layer):
 
 class MLP(Layer):
     """y = W_down(f(W_up x))."""
+
+    capabilities = TOKENWISE
 
     def __init__(self, dim: int, hidden: int, activation: str, bias: bool) -> None:
         super().__init__()
@@ -54,6 +58,8 @@ class SwiGLUBank(TargetBank):
 
     Shapes: gate, up (n, D, F); down (n, F, D).
     """
+
+    capabilities = TOKENWISE
 
     def __init__(self, n: int, dim: int, hidden: int) -> None:
         super().__init__()

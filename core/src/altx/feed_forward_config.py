@@ -38,6 +38,9 @@ class MLPConfig(FeedForwardConfig):
     bias: bool = Field(True, description="whether the linear maps have biases")
 
 
+TOKENWISE = Capabilities(bidirectional=True, packing=True)
+"""Everything is honoured, because no token sees another."""
+
+
 def capabilities(config: FeedForwardConfig) -> Capabilities:
-    """Token-wise: everything is honoured because no token sees another."""
-    return Capabilities(bidirectional=True, packing=True)
+    return TOKENWISE

@@ -43,8 +43,8 @@ class Scan:
 class Memory(Component):
     """Something written to and read from.
 
-    `capabilities.chunk` tokens are read before any of them is written, on a grid that starts at the
-    first token of the sequence; a memory of chunk 1 reads and writes token by token.
+    `capabilities.chunk` tokens are read and then written (or the other way, see `order`), on a grid that
+    starts at the first token of the sequence; a memory of chunk 1 goes token by token.
     """
 
     capabilities: MemoryCapabilities
@@ -77,8 +77,12 @@ class Memory(Component):
         while start < total:
             stop = min(total, start + chunk - (offset + start) % chunk)
             here, piece = ctx.slice(start, stop), x[:, start:stop]
-            read, state = self.read(piece, state, here)
-            state, new_losses = self.write(piece, state, here)
+            if self.capabilities.order == "read-write":
+                read, state = self.read(piece, state, here)
+                state, new_losses = self.write(piece, state, here)
+            else:
+                state, new_losses = self.write(piece, state, here)
+                read, state = self.read(piece, state, here)
             reads.append(read)
             for name, loss in new_losses.items():
                 losses[name] = losses.get(name, torch.zeros_like(loss)) + loss * here.share_of(ctx, piece, x)

@@ -172,14 +172,48 @@ class Registry:
             choices = " or ".join(repr(component.qualified) for component in found)
             raise AmbiguousComponent(f"{kind} {short!r} is provided by {owners}", hint=f"write {choices}")
         if not found:
-            raise self._unknown(kind, name)
+            self.load_all()
+            raise self._unknown(kind, name, [c for c in self._components if c.spec.kind == kind])
         return found[0]
+
+    def find(self, name: str, kind: str | None = None) -> Component:
+        """One component by short or qualified name, of whatever kind has it. Loads every plugin.
+
+        Raises:
+            UnknownComponent: if nobody offers it.
+            AmbiguousComponent: if several kinds or several plugins do.
+            AltxError: if there is no such kind.
+        """
+        kind = self._kind(kind)
+        self.load_all()
+        kinds = [
+            k for k in self._kinds if any(c.spec.kind == k and name in (c.name, c.qualified) for c in self._components)
+        ]
+        if kind or len(kinds) == 1:
+            return self.get(kind or kinds[0], name)
+        if kinds:
+            choices = " or ".join(f"--kind {k}" for k in kinds)
+            raise AmbiguousComponent(
+                f"{name!r} is the name of a {' and of a '.join(kinds)}", hint=f"say which: {choices}"
+            )
+        raise self._unknown("component", name, self._components)
+
+    def _kind(self, kind: str | None) -> str | None:
+        """A kind as it is spelt here; configs write feed_forward for feed-forward."""
+        if kind is None or (known := kind.replace("_", "-")) in self._kinds:
+            return kind and known
+        raise AltxError(f"there is no kind {kind!r}", hint=f"the kinds are {', '.join(self._kinds)}")
 
     def _matching(self, kind: str, short: str) -> list[Component]:
         return [c for c in self._components if c.spec.kind == kind and c.name == short]
 
     def components(self, kind: str | None = None) -> list[Component]:
-        """Every usable component, sorted by kind and name. Loads every plugin."""
+        """Every usable component, sorted by kind and name. Loads every plugin.
+
+        Raises:
+            AltxError: if there is no such kind.
+        """
+        kind = self._kind(kind)
         self.load_all()
         order = list(self._kinds)
         found = [c for c in self._components if kind in (None, c.spec.kind)]
@@ -248,25 +282,22 @@ class Registry:
             else:
                 self._components.append(Component(spec, plugin))
 
-    def _unknown(self, kind: str, name: str) -> AltxError:
-        self.load_all()
-        names = [component.name for component in self._components if component.spec.kind == kind]
-        close = difflib.get_close_matches(name.rpartition(":")[2], names, n=3, cutoff=0.5)
-        other = [c for c in self._components if c.name == name.rpartition(":")[2] and c.spec.kind != kind]
-        lines = []
-        if close:
-            lines.append(f"did you mean {' or '.join(repr(match) for match in close)}?")
-        if other:
-            lines.append(f"there is a {other[0].spec.kind} of that name, from {other[0].plugin}")
-        if not close:
-            listed = ", ".join(sorted(set(names))) or "none"
-            lines.append(f"installed: {listed}; or look for a plugin: pip install altx-{name.rpartition(':')[2]}")
+    def _unknown(self, what: str, name: str, candidates: list[Component]) -> AltxError:
+        """The error for a name that none of the candidates has: the nearest names, and what did not load."""
+        short = name.rpartition(":")[2]
+        names = sorted({component.name for component in candidates})
+        close = difflib.get_close_matches(short, names, n=3, cutoff=0.5)
+        lines = [
+            f"did you mean {' or '.join(map(repr, close))}?" if close else f"installed: {', '.join(names) or 'none'}"
+        ]
+        if elsewhere := [c for c in self._components if c.name == short and c not in candidates]:
+            lines.append(f"there is a {elsewhere[0].spec.kind} of that name, from {elsewhere[0].plugin}")
         for plugin in self.plugins:
             if plugin.errors:
                 lines.append(f"{plugin} did not load completely: {plugin.errors[0]}")
             elif plugin.status == "disabled":
                 lines.append(f"{plugin} is disabled by {ALLOW}")
-        return UnknownComponent(f"no plugin offers a {kind} {name!r}", hint="\n".join(lines))
+        return UnknownComponent(f"no plugin offers a {what} {name!r}", hint="\n".join(lines))
 
 
 def _wrong_version(spec: ComponentSpec) -> str:

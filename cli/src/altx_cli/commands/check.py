@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from altx_cli.options import Json, Settings, check_kind, complete, parse_settings
+from altx_cli.options import Json, Settings, complete, parse_settings
 from altx_cli.output import emit, findings
 
 
@@ -26,7 +26,6 @@ def check(
     Exit status 1 if one of them is broken.
     """
     config = nested(parse_settings(settings))
-    kind = check_kind(kind)
 
     from altx.errors import AltxError
     from altx.testing import CHECKS, check_component

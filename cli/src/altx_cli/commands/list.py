@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from altx_cli.options import Json, check_kind
+from altx_cli.options import Json
 from altx_cli.output import emit, table
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def list_components(
     from altx import registry
 
     plugins = registry.default()
-    report = describe(plugins, check_kind(kind))
+    report = describe(plugins, kind)
     if as_json:
         emit(report)
     else:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from altx_cli.options import Json, complete, find
+from altx_cli.options import Json, complete
 from altx_cli.output import emit, table
 
 if TYPE_CHECKING:
@@ -20,7 +20,9 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Show what a component is, its settings, and what it can do."""
-    report = describe(find(name, kind))
+    from altx import registry
+
+    report = describe(registry.default().find(name, kind))
     if as_json:
         emit(report)
     else:

@@ -7,9 +7,9 @@ Three doors to the same checks: `altx check NAME`, `conformance(NAME)` in a plug
 from altx.testing.check import REGISTERED
 from altx.testing.pytest_door import conformance
 from altx.testing.result import Result
-from altx.testing.runner import check_component, find, prove, run
+from altx.testing.runner import check_component, prove, run
 
 CHECKS = {check.name: check.law for check in REGISTERED.values()}
 """Every check's law by name."""
 
-__all__ = ["CHECKS", "Result", "check_component", "conformance", "find", "prove", "run"]
+__all__ = ["CHECKS", "Result", "check_component", "conformance", "prove", "run"]

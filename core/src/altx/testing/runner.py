@@ -11,7 +11,7 @@ from altx import registry
 from altx.capabilities import MemoryCapabilities
 from altx.compose import attach, build_branch, build_part
 from altx.config import ComponentRef, ModelConfig, validate
-from altx.errors import AltxError, ConfigError, UnknownComponent
+from altx.errors import AltxError, ConfigError
 from altx.layer import Layer
 from altx.memory import Memory
 from altx.model import Model
@@ -46,40 +46,12 @@ def subjects(
         AltxError: if the component is unknown, broken, or refuses the config.
     """
     plugins = plugins or registry.default()
-    component = find(name, kind, plugins)
+    component = plugins.find(name, kind)
     ref = ComponentRef.model_validate({**(config or {}), "name": component.qualified})
     part = _fitting(plugins, component.spec.kind, ref)
     dim = part[1]
     make = {"memory": _memory_subjects, "router": _router_subjects}.get(component.spec.kind, _layer_subjects)
     return make(component.name, part[0], dim, ref, plugins)
-
-
-def find(name: str, kind: str | None, plugins: registry.Registry) -> registry.Component:
-    """A component by name alone, if the name belongs to one kind.
-
-    Raises:
-        AltxError: unknown, ambiguous, or of several kinds.
-    """
-    if kind:
-        return plugins.get(kind, name)
-    plugins.load_all()
-    kinds = sorted({c.spec.kind for c in plugins.components() if name in (c.name, c.qualified)})
-    if len(kinds) > 1:
-        raise ConfigError(f"{name!r} is a {' and a '.join(kinds)}", hint=f"say which: --kind {kinds[0]}")
-    if kinds:
-        return plugins.get(kinds[0], name)
-    errors = []
-    for each in plugins.kinds:
-        try:
-            return plugins.get(each, name)
-        except UnknownComponent as error:
-            errors.append(error)
-    everything = ", ".join(sorted({c.name for c in plugins.components()}))
-    close = next(
-        (e.hint.splitlines()[0] for e in errors if e.hint.startswith("did you mean")), f"installed: {everything}"
-    )
-    problems = [line for line in errors[0].hint.splitlines() if "did not load" in line or "disabled" in line]
-    raise UnknownComponent(f"no plugin offers a component {name!r}", hint="\n".join([close, *problems]))
 
 
 def _fitting(plugins: registry.Registry, kind: str, ref: ComponentRef) -> tuple[Part, int]:

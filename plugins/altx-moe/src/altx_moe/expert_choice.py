@@ -38,9 +38,8 @@ class ExpertChoice(Router):
         real, valid = routable(x, targets, ctx)
         ranked = probs.detach().masked_fill(~valid[..., None], -1).transpose(1, 2)
         chosen = ranked.topk(self.config.capacity(length, n), -1).indices  # (B, n, C)
-        used = (torch.arange(chosen.shape[-1], device=x.device) < self._capacities(valid, n)[:, None, None]).expand_as(
-            chosen
-        )
+        ranks = torch.arange(chosen.shape[-1], device=x.device).expand_as(chosen)
+        used = ranks < self._capacities(valid, n)[:, None, None]
         if targets.alive is not None:
             used = used & targets.alive[:, None]
         target = torch.where(used, torch.arange(n, device=x.device)[:, None], -1)

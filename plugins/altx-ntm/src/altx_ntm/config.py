@@ -36,4 +36,4 @@ class NTMConfig(Config):
 
 def capabilities(config: NTMConfig) -> MemoryCapabilities:
     """Streams token by token with a state of constant size."""
-    return MemoryCapabilities(streaming="token", growth="constant", rollback="snapshot", chunk=1)
+    return MemoryCapabilities(growth="constant", rollback="snapshot", order=config.order)

@@ -55,9 +55,9 @@ def altx_token_mixers() -> Iterable[MixerSpec]:
             name,
             summary="A moving average",
             description="h <- a h + (1 - a) W x",
-            build="toy_plugin:build",
-            config="toy_plugin:AverageConfig",
-            capabilities="toy_plugin:capabilities",
+            build="cli_toy:build",
+            config="cli_toy:AverageConfig",
+            capabilities="cli_toy:capabilities",
             paper="folklore",
         )
         for name in ("average", "both")
@@ -70,9 +70,9 @@ def altx_memories() -> Iterable[MemorySpec]:
         MemorySpec(
             "both",
             summary="A memory with the name of a mixer",
-            build="toy_plugin:build",
-            config="toy_plugin:AverageConfig",
-            capabilities="toy_plugin:memory_capabilities",
+            build="cli_toy:build",
+            config="cli_toy:AverageConfig",
+            capabilities="cli_toy:memory_capabilities",
             attach=("residual", "gate"),
             default_attach="residual",
             attach_note="There is also gate.",
