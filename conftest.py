@@ -1,4 +1,4 @@
-"""One thread per process: the tests' tensors are tiny, and threads that wait for each other cost more than they give."""
+"""One thread per process: the tensors of tests are tiny, and threads that wait for each other only cost."""
 
 import os
 
