@@ -25,7 +25,7 @@ MEMORIES = [{"mixer": m, "memory": "ntm", "attach": a, "layers": 1} for m in MIX
 ROUTED = [{"mixer": m, "router": "topk", "feed_forward": "4*swiglu", "layers": 1} for m in MIXERS]
 EVERYTHING = [{"mixer": ",".join(MIXERS), "memory": "ntm,none", "router": "none,topk", "feed_forward": "4*swiglu"}]
 TARGETS = [{"mixer": name} for name in MIXERS]
-CHOICE = [{"blocks": [{"sublayers": [{"router": {"name": "topk", "k": 1}, "targets": TARGETS}]}]}]
+CHOICE = [{"blocks": [{"sublayers": [{"router": {"name": "topk", "k": 1, "renormalise": False}, "targets": TARGETS}]}]}]
 
 
 def label(data: dict[str, Any]) -> str:

@@ -108,9 +108,9 @@ class Component:
         try:
             return getattr(importlib.import_module(module), attribute)
         except (Exception, SystemExit) as error:
+            command = self.spec.install or f"pip install --force-reinstall {self.plugin.distribution}"
             raise BrokenPlugin(
-                f"{self}: its {role} {target!r} cannot be imported: {describe(error)}",
-                hint=self.spec.install or f"reinstall it: pip install --force-reinstall {self.plugin.distribution}",
+                f"{self}: its {role} {target!r} cannot be imported: {describe(error)}", hint=f"reinstall it: {command}"
             ) from error
 
 

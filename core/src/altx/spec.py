@@ -50,7 +50,7 @@ class ComponentSpec:
         description: a few lines for `altx show`: the formula, cost, state size, when to use it.
         paper: citation or address of the source.
         licence: licence of the implementation.
-        install: the command that installs it.
+        install: the command that installs it, if it is not `pip install DISTRIBUTION`.
         api_version: version of the plugin contract it was written for.
     """
 

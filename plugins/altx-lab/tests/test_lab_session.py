@@ -121,7 +121,7 @@ def test_what_cannot_be_resumed_says_why(tmp_path, write_model, prose):
         train(tmp_path / "absent", resume=True)
     run, model = tmp_path / "run", write_model()
     train(model, text=prose, out=run, **QUICK)
-    with pytest.raises(AltxError, match=r"--lr: this run uses 0\.003, not 0\.1"):
+    with pytest.raises(AltxError, match=r"--lr: this run uses 0\.004, not 0\.1"):
         train(run, resume=True, lr=0.1)
     with pytest.raises(AltxError, match="--steps: this run goes to step 6"):
         train(run, resume=True, steps=5)

@@ -51,7 +51,7 @@ def describe(component: Component) -> dict[str, Any]:
         "version": component.plugin.version,
         "licence": spec.licence,
         "paper": spec.paper,
-        "install": spec.install,
+        "install": spec.install or f"pip install {component.plugin.distribution}",
         "settings": [_setting(name, field, schema) for name, field in schema.get("properties", {}).items()],
         "capabilities": capabilities,
         "capabilities_problem": problem,

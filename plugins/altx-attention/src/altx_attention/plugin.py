@@ -31,6 +31,5 @@ def altx_token_mixers() -> Iterable[MixerSpec]:
                 "Vaswani et al. 2017, arXiv:1706.03762; Su et al. 2021, RoFormer, arXiv:2104.09864; "
                 "Ainslie et al. 2023, GQA, arXiv:2305.13245"
             ),
-            install="pip install altx-attention",
         )
     ]

@@ -17,15 +17,15 @@ def train(
         Path | None, typer.Option(help="File to train on.", show_default="Python's language reference")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The run's directory.", show_default="runs/MODEL")] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps in all.", show_default="400")] = None,
-    batch: Annotated[int | None, typer.Option(help="Windows per step.", show_default="16")] = None,
-    length: Annotated[int | None, typer.Option(help="Bytes per window.", show_default="256")] = None,
-    lr: Annotated[float | None, typer.Option(help="Highest learning rate.", show_default="0.003")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps in all.", show_default="800")] = None,
+    batch: Annotated[int | None, typer.Option(help="Windows per step.", show_default="8")] = None,
+    length: Annotated[int | None, typer.Option(help="Bytes per window.", show_default="128")] = None,
+    lr: Annotated[float | None, typer.Option(help="Highest learning rate.", show_default="0.004")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="AdamW's, on matrices.", show_default="0.1")] = None,
-    warmup: Annotated[int | None, typer.Option(help="Steps over which the rate rises.", show_default="20")] = None,
+    warmup: Annotated[int | None, typer.Option(help="Steps over which the rate rises.", show_default="40")] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights and batches.", show_default="0")] = None,
-    eval_every: Annotated[int | None, typer.Option(help="Steps between evaluations.", show_default="100")] = None,
-    save_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.", show_default="50")] = None,
+    eval_every: Annotated[int | None, typer.Option(help="Steps between evaluations.", show_default="200")] = None,
+    save_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.", show_default="100")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.", show_default="auto")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a run, exactly as if it had not stopped.")

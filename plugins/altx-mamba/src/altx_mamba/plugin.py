@@ -28,6 +28,5 @@ def altx_token_mixers() -> Iterable[MixerSpec]:
             config="altx_mamba.config:MambaConfig",
             capabilities="altx_mamba.config:capabilities",
             paper="Gu & Dao 2023, Mamba: Linear-Time Sequence Modeling with Selective State Spaces, arXiv:2312.00752",
-            install="pip install altx-mamba",
         )
     ]
