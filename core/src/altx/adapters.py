@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -68,7 +70,7 @@ class PadToMultiple(_Adapter):
         )
         out = self.inner(F.pad(x, (0, 0, 0, extra)), padded, state)
         exports = {name: value[:, :length] for name, value in out.exports.items()}
-        return Output(out.y[:, :length], out.state, scoped("inner", out.losses), scoped("inner", out.metrics), exports)
+        return self.wrap(out.y[:, :length], replace(out, exports=exports), out.state)
 
 
 class PrefixReplay(_Adapter):
@@ -115,19 +117,24 @@ class PrefixReplay(_Adapter):
         ranks = ctx.ranks(x, start.seen)
         reset = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device) if ctx.reset is None else ctx.reset
         new = {"x": x, "positions": ranks if ctx.positions is None else ctx.positions, "reset": reset}
-        leaves = {name: append(start[name], value, start.seen, ctx.mask) for name, value in new.items()}
+        leaves = {
+            name: append(start[name], value, start.seen, ctx.mask, in_place=ctx.donate_state and state is not None)
+            for name, value in new.items()
+        }
         seen = advanced(start.seen, x, ctx)
         if not leaves["x"].shape[1]:
             # Nothing real yet.
             return Output(torch.zeros_like(x), State(leaves, start.spec, seen=seen) if state else None)
         past = Context(
             positions=leaves["positions"],
-            reset=None if ctx.reset is None and not bool(start["reset"].any()) else leaves["reset"],
+            reset=leaves["reset"] if self.inner.capabilities.reset else None,
             generator=ctx.generator,
         )
         out = self.inner(leaves["x"], past)
-        y = take(out.y, ranks.clamp(min=0))
-        return self.wrap(y, out, State(leaves, start.spec, seen=seen) if state else None)
+        own = ranks.clamp(min=0)
+        exports = {name: take(value, own) for name, value in out.exports.items()}
+        after = State(leaves, start.spec, seen=seen) if state else None
+        return self.wrap(take(out.y, own), replace(out, exports=exports), after)
 
 
 class Bidirectional(Layer):
@@ -179,5 +186,4 @@ class Unpack(_Adapter):
         )
         out = self.inner(padded, inner_ctx, state)
         exports = {name: repack(value, mask) for name, value in out.exports.items()}
-        y = repack(out.y, mask)
-        return Output(y, out.state, scoped("inner", out.losses), scoped("inner", out.metrics), exports)
+        return self.wrap(repack(out.y, mask), replace(out, exports=exports), out.state)

@@ -46,8 +46,16 @@ def sample(
     return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
 
 
-def prefill(model: Model, tokens: Tensor, state: State, mask: Tensor | None = None) -> tuple[Tensor, State]:
+def prefill(
+    model: Model, tokens: Tensor, state: State, mask: Tensor | None = None, *, donate_state: bool = False
+) -> tuple[Tensor, State]:
     """Feed a prompt (B, T), T >= 1, in pieces that the model accepts.
+
+    Args:
+        tokens: (B, T) int64.
+        state: where to continue from.
+        mask: (B, T) bool, True where the prompt is real.
+        donate_state: as in `Context`.
 
     Returns:
         Logits (B, vocab) after each row's last position, and the advanced state.
@@ -57,7 +65,8 @@ def prefill(model: Model, tokens: Tensor, state: State, mask: Tensor | None = No
     start, last = 0, torch.empty(0)
     for length in split_plan(offset, tokens.shape[1], model.capabilities):
         piece = slice(start, start + length)
-        out = model(tokens[:, piece], Context(mask=None if mask is None else mask[:, piece]), state)
+        ctx = Context(mask=None if mask is None else mask[:, piece], donate_state=donate_state)
+        out = model(tokens[:, piece], ctx, state)
         assert out.state is not None
         state, last, start = out.state, out.y[:, -1], start + length
     return last, state
@@ -93,7 +102,7 @@ def stream(
     if prompt.shape[1] < 1:
         raise UnsupportedContext("a prompt needs at least one token")
     state = model.init_state(prompt.shape[0], capacity=prompt.shape[1] + max_new_tokens)
-    logits, state = prefill(model, prompt, state, mask)
+    logits, state = prefill(model, prompt, state, mask, donate_state=True)
     for index in range(max_new_tokens):
         token = sample(logits, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
         yield token

@@ -174,6 +174,12 @@ class _Resolver:
         if capabilities.len_multiple > 1:
             adapters.append("pad")
         if self.config.causal and capabilities.causal and capabilities.streaming == "none":
+            if capabilities.requires:
+                raise CompositionError(
+                    f"{part.path}: {part} does not stream and needs {', '.join(sorted(capabilities.requires))} of "
+                    "every token, which a replay of the prefix does not have",
+                    hint="use it in an encoder (causal: false), or a mixer that streams",
+                )
             adapters.append("replay")
             self.note(f"{part} does not stream: every step runs the whole prefix again (prefix replay, O(T^2))")
         for adapter in adapters:

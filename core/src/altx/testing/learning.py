@@ -15,7 +15,7 @@ from altx.measure import example_inputs
 from altx.optim import optimizer_groups
 from altx.registry import Component as Registered
 from altx.resolve import Branch, Part
-from altx.testing.case import Case, agitate
+from altx.testing.case import Case, agitate, difference
 from altx.testing.check import Failure, Finding, law
 
 
@@ -196,9 +196,10 @@ def _if_compiles(case: Case) -> str | None:
     return None if case.capabilities.compiles else "declares that torch.compile cannot take it"
 
 
-@law("torch.compile takes it whole and gives the same outputs", needs=("determinism",), applies=_if_compiles)
+@law("torch.compile takes it whole and gives the same outputs", needs=("determinism", "donation"), applies=_if_compiles)
 def compiled(case: Case) -> Finding | None:
     x = case.inputs(2, 4 * case.unit)
+    streamed = case.run(x).y
     torch._dynamo.reset()
     try:
         # The graph is captured and run as it is: this needs no compiler on the machine.
@@ -206,9 +207,16 @@ def compiled(case: Case) -> Finding | None:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about itself while tracing
             y = layer(x, case.ctx).y
+            if case.streams and case.capabilities.steps:
+                ctx = case.ctx.replace(donate_state=True)
+                state = case.state(2, capacity=x.shape[1])
+                first = layer(x[:, :-1], ctx, state)
+                second = layer(x[:, -1:], ctx, case.carried(first, state))
+                streamed = torch.cat([first.y, second.y], 1)
     except torch._dynamo.exc.TorchDynamoException as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise Failure(f"torch.compile(fullgraph=True) gave up: {reason}") from error
     finally:
         torch._dynamo.reset()
-    return float((y - case.run(x).y).abs().max()), 1e-9, "compiled outputs differ"
+    worst = max(difference(found, case.run(x).y) for found in (y, streamed))
+    return worst, 1e-9, "compiled outputs differ"

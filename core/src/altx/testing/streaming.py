@@ -124,7 +124,7 @@ def save_restore(case: Case) -> Finding | None:
     )
 
 
-@law("reserved room and donated storage change nothing", needs=("splits",), applies=_if_steps)
+@law("reserved room and donated storage change nothing", needs=("steps",), applies=_if_steps)
 def donation(case: Case) -> Finding | None:
     x = case.inputs(2, 10)
     y, state = case.run_pieces(x, [4] + [1] * 6)
