@@ -79,6 +79,11 @@ def test_left_padded_prompts_continue_as_if_alone(model: Model) -> None:
     assert list(stream(model, padded, mask=mask, max_new_tokens=4, temperature=0)) == alone
 
 
+def test_a_model_without_memory_of_the_past_streams_too(toy: Registry) -> None:
+    model = compose({"blocks": [{"sublayers": [{"feed_forward": "mlp"}]}], "dim": 16}, plugins=toy)
+    assert len(list(stream(model, torch.zeros(2, 3, dtype=torch.int64), max_new_tokens=3))) == 3
+
+
 def test_a_state_survives_a_file_and_streams_on(model: Model, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 

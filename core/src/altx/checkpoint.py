@@ -58,9 +58,10 @@ def save(model: Model, path: str | Path, *, extra: dict[str, bytes] | None = Non
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
         partial.rename(path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise CheckpointError(f"{path}: cannot be written: {error.strerror}") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CheckpointError(f"{path}: cannot be written: {reason}") from error
 
 
 def load(path: str | Path, *, plugins: registry.Registry | None = None) -> Model:
@@ -90,7 +91,8 @@ def _fill(model: Model, path: Path) -> Model:
     expected = model.state_dict()
     try:
         with safe_open(str(path), framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+            # Copies, because a mapped file is not aligned as new tensors are, and matrix products may round otherwise.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  (not a mapping)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path}: damaged or cut short: {error}", hint="use an earlier checkpoint, or copy it again"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -40,9 +39,6 @@ def train(
 
     The rate warms up linearly and falls along a cosine to a tenth. The last tenth of the text is held out.
     """
-    # Before torch loads OpenMP. Threads that spin while they wait are 10 to 40 times slower on a busy machine.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
     from altx.errors import AltxError
     from altx_lab import session
 

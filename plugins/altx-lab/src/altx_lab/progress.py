@@ -55,8 +55,8 @@ class Display:
         if self.bar:
             self.bar.update(self.task, completed=record["step"], description=text)
         elif time.monotonic() - self.last >= SECONDS_BETWEEN_LINES or record["step"] == self.steps:
-            left = (self.steps - record["step"]) * self.busy / done
-            self.say(f"step {record['step']}/{self.steps}  {text}  {left // 60:.0f}:{left % 60:02.0f} left")
+            minutes, seconds = divmod(round((self.steps - record["step"]) * self.busy / done), 60)
+            self.say(f"step {record['step']}/{self.steps}  {text}  {minutes}:{seconds:02d} left")
             self.last = time.monotonic()
 
     def say(self, message: str) -> None:

@@ -109,7 +109,7 @@ def resume(
         newest, model, files = run.latest(plugins)
         if model_file and not _same_model(model_file, model, plugins or registry.default()):
             raise AltxError(f"{model_file}: not the model of {path}", hint=f"leave it out: {resume_command(path)}")
-        trainer = Trainer(_settle(model, device), source, settings)
+        trainer = Trainer(model.to(device), source, settings)
         try:
             trainer.restore(files)
         except AltxError as error:
@@ -196,17 +196,6 @@ def _same_text(run: Run, path: Path | None) -> texts.Text:
 
 def _same_model(path: Path, model: Model, plugins: registry.Registry) -> bool:
     return resolve(recipe.load(recipe.read(path)), plugins).config == model.config
-
-
-def _settle(model: Model, device: torch.device) -> Model:
-    """A loaded model in memory of its own.
-
-    What a checkpoint file is mapped to is not aligned as new tensors are, and matrix products may round
-    differently for it; a resumed run must not.
-    """
-    for tensor in (*model.parameters(), *model.buffers()):
-        tensor.data = tensor.data.clone()
-    return model.to(device)
 
 
 def pick_device(name: str) -> torch.device:
