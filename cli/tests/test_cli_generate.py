@@ -72,7 +72,7 @@ def test_characters_appear_when_their_last_byte_does(capsys):
         seen.append(capsys.readouterr().out)
     assert seen == ["h", "", "é"]
     write(b"\xc3", last=True)
-    assert capsys.readouterr().out == "\ufffd"
+    assert capsys.readouterr().out == "\ufffd\n"
 
 
 def test_a_terminal_is_shown_nothing_that_it_would_obey(capsys):

@@ -143,5 +143,5 @@ class TextWriter:
         if self.terminal:
             # A model may produce any byte; a terminal would obey some of them.
             text = "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
-        sys.stdout.write(text + "\n" * (last and self.terminal))
+        sys.stdout.write(text + "\n" * last)
         sys.stdout.flush()

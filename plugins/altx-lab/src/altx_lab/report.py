@@ -44,12 +44,10 @@ def result(record: dict[str, Any], trainer: Trainer, curve: list[tuple[int, floa
 
 def closing(path: Path, result: dict[str, Any]) -> str:
     """The model beside what needs no training, on the same bytes, and what to do next."""
-    rows = [(name, f"{bits:.3f}") for name, bits in result["baselines"].items()]
-    rows.append((f"this model, step {result['step']}", f"{result['bits_per_byte']:.3f}"))
+    rows = [*result["baselines"].items(), (f"this model, step {result['step']}", result["bits_per_byte"])]
+    rows += [(f"before that, step {step}", bits) for step, bits in result["curve"][-2:-1]]
     width = max(len(name) for name, _ in rows)
-    lines = [f"  {name:<{width}}  {bits:>6}" for name, bits in rows]
-    before = result["curve"][-2:-1]
-    lines += [f"  {f'before that, step {step}':<{width}}  {bits:>6.3f}" for step, bits in before]
+    lines = [f"  {name:<{width}}  {bits:>6.3f}" for name, bits in rows]
     minutes, seconds = divmod(round(result["seconds"]), 60)
     head = f"{result['tokens']:,} tokens in {minutes}:{seconds:02d}"
     return "\n".join(
