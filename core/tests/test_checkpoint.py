@@ -60,6 +60,15 @@ def test_a_missing_plugin_is_named_with_the_version_to_install(model: Model, tmp
         checkpoint.load(tmp_path / "run", plugins=Registry(entry_points=[]))
 
 
+def test_nothing_odd_from_a_checkpoint_enters_a_command(model: Model, tmp_path: Path) -> None:
+    checkpoint.save(model, tmp_path / "run")
+    for plugins in ({"toy-plugin; rm -rf x": "1"}, {"toy-plugin": "1 --index-url x"}, {"toy-plugin": 3}, ["x"], None):
+        (tmp_path / "run" / "plugins.json").write_text(json.dumps({"plugins": plugins}))
+        with pytest.raises(CheckpointError) as error:
+            checkpoint.load(tmp_path / "run", plugins=Registry(entry_points=[]))
+        assert "pip install" not in str(error.value)
+
+
 def test_streaming_equals_running_the_whole_text_again(model: Model) -> None:
     model = model.double()
     prompt = torch.randint(256, (2, 5))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from altx.errors import AltxError, CheckpointError, ConfigError, UnknownComponen
 from altx.model import Model
 from altx.resolve import resolve
 
+DISTRIBUTION, VERSION = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*"), re.compile(r"[0-9][0-9a-z.+]*")
 WEIGHTS, CONFIG, PLUGINS = "model.safetensors", "model.yaml", "plugins.json"
 
 
@@ -136,7 +138,8 @@ def _recorded(path: Path) -> dict[str, str]:
     """Plugin versions that a checkpoint was made with, as far as they can be read."""
     try:
         recorded = json.loads((path / PLUGINS).read_text("utf-8"))["plugins"]
-        return {str(name): str(version) for name, version in recorded.items()}
+        # They end up in a command that the user is told to run.
+        return {n: v for n, v in recorded.items() if DISTRIBUTION.fullmatch(n) and VERSION.fullmatch(v)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
