@@ -60,7 +60,12 @@ class Notebook(Memory):
         self.value = nn.Linear(dim, dim)
 
     def init_state(
-        self, batch: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+        self,
+        batch: int,
+        *,
+        capacity: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> State:
         total = torch.zeros(batch, self.value.in_features, device=device, dtype=dtype)
         return State({"total": total}, {"total": Leaf(kind="memory")}, seen=torch.zeros(batch, dtype=torch.int64))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Unpack as Options
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 from altx.capabilities import adapted
 from altx.context import Context
 from altx.errors import UnsupportedContext
-from altx.layer import FRESH, Layer, Output, advanced, scoped
+from altx.layer import FRESH, Layer, Output, StateOptions, advanced, scoped
 from altx.layout import append, repack, reverse, take, unpack
 from altx.state import Leaf, State
 
@@ -26,15 +27,8 @@ class _Adapter(Layer):
         self.inner = inner
         self.capabilities = adapted(inner.capabilities, self.kind)
 
-    def init_state(
-        self,
-        batch: int,
-        *,
-        capacity: int | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> State | None:
-        return self.inner.init_state(batch, capacity=capacity, device=device, dtype=dtype)
+    def init_state(self, batch: int, **options: Options[StateOptions]) -> State | None:
+        return self.inner.init_state(batch, **options)
 
     def wrap(self, y: Tensor, out: Output, state: State | None) -> Output:
         """The inner layer's output with another y and state."""

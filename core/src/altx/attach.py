@@ -11,13 +11,14 @@ one is an error when composing.
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
 from altx.capabilities import meet
 from altx.context import Context
-from altx.layer import FRESH, Layer, Output, scoped
+from altx.layer import FRESH, Layer, Output, StateOptions, scoped
 from altx.memory import Memory, Scan
 from altx.state import Leaf, State
 
@@ -30,15 +31,8 @@ class MemoryLayer(Layer):
         self.memory = memory
         self.capabilities = meet([memory.capabilities])
 
-    def init_state(
-        self,
-        batch: int,
-        *,
-        capacity: int | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> State:
-        return State(children={"memory": self.memory.init_state(batch, device=device, dtype=dtype)})
+    def init_state(self, batch: int, **options: Unpack[StateOptions]) -> State:
+        return State(children={"memory": self.memory.init_state(batch, **options)})
 
     def forward(self, x: Tensor, ctx: Context = FRESH, state: State | None = None) -> Output:
         scan, value = read_value(self.memory, x, ctx, state)
@@ -60,7 +54,7 @@ def read_value(memory: Memory, x: Tensor, ctx: Context, state: State | None) -> 
 
 
 class _Attached(Layer):
-    """A mixer with a memory beside it."""
+    """A mixer with a memory."""
 
     def __init__(self, mixer: Layer, memory: Memory) -> None:
         super().__init__()
@@ -68,17 +62,14 @@ class _Attached(Layer):
         self.memory = memory
         self.capabilities = meet([mixer.capabilities, memory.capabilities])
 
-    def init_state(
-        self,
-        batch: int,
-        *,
-        capacity: int | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> State:
-        mixer = self.mixer.init_state(batch, capacity=capacity, device=device, dtype=dtype)
-        memory = self.memory.init_state(batch, device=device, dtype=dtype)
+    def init_state(self, batch: int, **options: Unpack[StateOptions]) -> State:
+        mixer = self.mixer.init_state(batch, **options)
+        memory = self.memory.init_state(batch, **options)
         return State(children={"memory": memory} if mixer is None else {"mixer": mixer, "memory": memory})
+
+
+class _Beside(_Attached):
+    """The two hear the same x, and their outputs are joined."""
 
     def forward(self, x: Tensor, ctx: Context = FRESH, state: State | None = None) -> Output:
         mixed = self.mixer(x, ctx, state.child("mixer") if state else None)
@@ -97,14 +88,14 @@ class _Attached(Layer):
         """One branch from the mixer's output and the memory's value, both (B, T, D)."""
 
 
-class ResidualAttach(_Attached):
+class ResidualAttach(_Beside):
     """y = mixer(x) + memory(x)."""
 
     def join(self, mixed: Tensor, value: Tensor) -> Tensor:
         return mixed + value
 
 
-class GateAttach(_Attached):
+class GateAttach(_Beside):
     """y = mixer(x) * sigmoid(W memory(x)); Titans' memory as gate (Behrouz et al. 2024, section 4.2)."""
 
     def __init__(self, mixer: Layer, memory: Memory, dim: int) -> None:
@@ -115,33 +106,21 @@ class GateAttach(_Attached):
         return mixed * torch.sigmoid(self.gate(value))
 
 
-class ControllerAttach(Layer):
+class ControllerAttach(_Attached):
     """The mixer controls the memory and hears what it read (Graves et al. 2014, section 3).
 
     Sequential in T: each token's input to the mixer holds the read of the token before.
     """
 
     def __init__(self, mixer: Layer, memory: Memory, dim: int) -> None:
-        super().__init__()
-        self.mixer = mixer
-        self.memory = memory
+        super().__init__(mixer, memory)
         self.input = nn.Linear(2 * dim, dim)
         self.initial_read = nn.Parameter(torch.zeros(dim))
-        self.capabilities = meet([mixer.capabilities, memory.capabilities])
 
-    def init_state(
-        self,
-        batch: int,
-        *,
-        capacity: int | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> State:
-        mixer = self.mixer.init_state(batch, capacity=capacity, device=device, dtype=dtype)
-        memory = self.memory.init_state(batch, device=device, dtype=dtype)
-        read = torch.tanh(self.initial_read).to(device=device, dtype=dtype).expand(batch, -1)
-        children = {"memory": memory} if mixer is None else {"mixer": mixer, "memory": memory}
-        return State({"read": read}, {"read": Leaf(kind="recurrent")}, children)
+    def init_state(self, batch: int, **options: Unpack[StateOptions]) -> State:
+        read = torch.tanh(self.initial_read).to(device=options.get("device"), dtype=options.get("dtype"))
+        inner = super().init_state(batch, **options)
+        return State({"read": read.expand(batch, -1)}, {"read": Leaf()}, inner.children)
 
     def forward(self, x: Tensor, ctx: Context = FRESH, state: State | None = None) -> Output:
         start = state or self.init_state(x.shape[0], device=x.device, dtype=x.dtype)

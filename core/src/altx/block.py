@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Unpack
 
-import torch
 from torch import Tensor, nn
 
 from altx.capabilities import meet
 from altx.context import Context
-from altx.layer import FRESH, Layer, Output, scoped
+from altx.layer import FRESH, Layer, Output, StateOptions, scoped
 from altx.state import State
 
 NORMS = ("rms", "layer", "none")
@@ -34,15 +34,8 @@ class Residual(Layer):
         self.skip = "residual" not in body.capabilities.includes
         self.capabilities = meet([body.capabilities])
 
-    def init_state(
-        self,
-        batch: int,
-        *,
-        capacity: int | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> State | None:
-        return self.body.init_state(batch, capacity=capacity, device=device, dtype=dtype)
+    def init_state(self, batch: int, **options: Unpack[StateOptions]) -> State | None:
+        return self.body.init_state(batch, **options)
 
     def forward(self, x: Tensor, ctx: Context = FRESH, state: State | None = None) -> Output:
         out = self.body(self.norm(x), ctx, state)
@@ -59,19 +52,8 @@ class Stack(Layer):
         self.layers = nn.ModuleList(layers)
         self.capabilities = meet([layer.capabilities for layer in layers])
 
-    def init_state(
-        self,
-        batch: int,
-        *,
-        capacity: int | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> State | None:
-        states = [
-            layer.init_state(batch, capacity=capacity, device=device, dtype=dtype)
-            for layer in self.layers
-            if isinstance(layer, Layer)
-        ]
+    def init_state(self, batch: int, **options: Unpack[StateOptions]) -> State | None:
+        states = [layer.init_state(batch, **options) for layer in self.layers if isinstance(layer, Layer)]
         return _stack_state(states)
 
     def forward(self, x: Tensor, ctx: Context = FRESH, state: State | None = None) -> Output:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,20 @@ class StepInfo:
     def below(self, path: str) -> StepInfo:
         """What the component at `path` is told."""
         return StepInfo(self.step, {k[len(path) + 1 :]: v for k, v in self.metrics.items() if k.startswith(path + ".")})
+
+
+class StateOptions(TypedDict, total=False):
+    """Keyword arguments of every `init_state`, for those that only pass them on.
+
+    Args:
+        capacity: tokens to reserve room for, where a state grows; it still grows beyond.
+        device: default: that of the parameters.
+        dtype: default: that of the parameters.
+    """
+
+    capacity: int | None
+    device: torch.device | str | None
+    dtype: torch.dtype | None
 
 
 class Component(nn.Module):
@@ -111,7 +125,7 @@ class Layer(Component):
 
         Args:
             batch: number of rows.
-            capacity: tokens to reserve room for, where a state grows; it still grows beyond.
+            capacity, device, dtype: see `StateOptions`.
         """
         return None
 

@@ -51,9 +51,14 @@ class Memory(Component):
 
     @abstractmethod
     def init_state(
-        self, batch: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+        self,
+        batch: int,
+        *,
+        capacity: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> State:
-        """The memory before the first token."""
+        """The memory before the first token; arguments as for a layer."""
 
     @abstractmethod
     def read(self, q: Tensor, state: State, ctx: Context = FRESH) -> tuple[Read, State]:

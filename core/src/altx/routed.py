@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
 from altx.capabilities import routed
 from altx.context import Context
-from altx.layer import FRESH, Component, Layer, Output, advanced, scoped
+from altx.layer import FRESH, Component, Layer, Output, StateOptions, advanced, scoped
 from altx.router import Router, Targets
 from altx.state import Leaf, State
 
@@ -54,17 +55,10 @@ class Routed(Layer):
         """The targets where they are layers; empty for a bank."""
         return [target for target in self.targets.children() if isinstance(target, Layer)]
 
-    def init_state(
-        self,
-        batch: int,
-        *,
-        capacity: int | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> State | None:
-        router = self.router.init_state(batch, device=device, dtype=dtype)
-        states = [t.init_state(batch, capacity=capacity, device=device, dtype=dtype) for t in self.layers]
-        device = device or next(self.parameters()).device
+    def init_state(self, batch: int, **options: Unpack[StateOptions]) -> State | None:
+        router = self.router.init_state(batch, **options)
+        states = [target.init_state(batch, **options) for target in self.layers]
+        device = options.get("device") or next(self.parameters()).device
         seen = torch.zeros(batch, dtype=torch.int64, device=device)
         return _tree(router, states, torch.zeros(batch, self.n, dtype=torch.bool, device=device), seen)
 

@@ -81,9 +81,14 @@ class Router(Component):
     capabilities: RouterCapabilities
 
     def init_state(
-        self, batch: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+        self,
+        batch: int,
+        *,
+        capacity: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> State | None:
-        """The router's state before the first token, if it has one."""
+        """The router's state before the first token, if it has one; arguments as for a layer."""
         return None
 
     @abstractmethod

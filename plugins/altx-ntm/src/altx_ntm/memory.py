@@ -66,7 +66,12 @@ class NTM(Memory):
         return {"read_start": {"weight_decay": 0.0}, "write_start": {"weight_decay": 0.0}}
 
     def init_state(
-        self, batch: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+        self,
+        batch: int,
+        *,
+        capacity: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> State:
         start = self.read_start
         precise = torch.promote_types(dtype or start.dtype, torch.float32)
