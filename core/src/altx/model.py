@@ -83,7 +83,7 @@ class Model(Component):
         Raises:
             UnsupportedContext: if the context asks for what some part cannot honour.
         """
-        self._refuse(inputs, ctx)
+        self._refuse(inputs, ctx, state)
         out = self.body(self.input(inputs), ctx.replace(causal=self.config.causal), state)
         x = self.norm(out.y)
         if isinstance(self.config.head, ClassifierHead):
@@ -107,21 +107,34 @@ class Model(Component):
             for name, weight in component.capabilities.losses.items()
         }
 
-    def _refuse(self, inputs: Tensor, ctx: Context) -> None:
-        """Say which part cannot honour the context, rather than ignore it."""
-        caps = self.capabilities
-        wanted = {"mask": caps.masked, "reset": caps.reset, "cu_seqlens": caps.packing}
-        for field, honoured in wanted.items():
-            if getattr(ctx, field) is not None and not honoured:
-                flag = {"mask": "masked", "reset": "reset", "cu_seqlens": "packing"}[field]
-                raise UnsupportedContext(f"{self._culprits(flag, False)} cannot honour ctx.{field}")
+    def _refuse(self, inputs: Tensor, ctx: Context, state: State | None) -> None:
+        """Say what is wrong with a call, or which part cannot honour it, rather than ignore it."""
+        caps, rows = self.capabilities, inputs.shape[:2]
+        for name in ("mask", "reset", "positions"):
+            value = getattr(ctx, name)
+            if value is not None and (value.shape[:2] != rows or (name != "positions" and value.dtype != torch.bool)):
+                kind = "int64" if name == "positions" else "bool"
+                found = f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+                raise UnsupportedContext(f"ctx.{name} must be {tuple(rows)} {kind}, as the inputs are; it is {found}")
+        # Packed batches are unpacked for any layer that takes a mask.
+        for name, flag in (("mask", "masked"), ("reset", "reset"), ("cu_seqlens", "masked"), ("cross", "cross")):
+            if getattr(ctx, name) is not None and not getattr(caps, flag):
+                raise UnsupportedContext(f"{self._culprits(flag, False)} cannot honour ctx.{name}")
+        if (ctx.graph is None and caps.graph == "required") or (ctx.graph is not None and caps.graph == "ignored"):
+            what = "needs a ctx.graph" if ctx.graph is None else "has no use for a ctx.graph"
+            raise UnsupportedContext(f"{self._culprits('graph', caps.graph)} {what}")
         if caps.max_len is not None and inputs.shape[1] > caps.max_len:
             who = self._culprits("max_len", caps.max_len)
             raise UnsupportedContext(f"{inputs.shape[1]} tokens are more than the {caps.max_len} that {who} accepts")
-        if isinstance(self.config.head, ClassifierHead) and ctx.cu_seqlens is not None:
+        if ctx.cu_seqlens is not None and (rows[0] != 1 or isinstance(self.config.head, ClassifierHead)):
             raise UnsupportedContext(
-                "a classifier head pools whole rows; give it a padded batch with a mask, not a packed one"
+                f"a packed batch has one row, not {rows[0]}"
+                if rows[0] != 1
+                else "a classifier head pools whole rows; give it a padded batch with a mask, not a packed one"
             )
+        count = rows[0] if ctx.cu_seqlens is None else len(ctx.cu_seqlens) - 1
+        if state is not None and state.tokens is not None and len(state.tokens) != count:
+            raise UnsupportedContext(f"the state is of {len(state.tokens)} sequences, the inputs are of {count}")
 
     def _culprits(self, field: str, value: Any) -> str:
         """Paths of the innermost components whose capability has this value."""
