@@ -75,6 +75,24 @@ REFUSED: list[tuple[dict, type[AltxError], str]] = [
         "cannot be fed one token at a time",
     ),
     ({"mixer": "needy"}, CompositionError, "needs first_value from an earlier layer"),
+    ({"mixer": "needy,source"}, CompositionError, "blocks[0].sublayers[0].mixer: mixer 'needy'"),
+    ({"mixer": "source,late"}, CompositionError, "does not stream and needs first_value of every token"),
+    (
+        {"mixer": "source", "memory": "notebook", "attach": "controller"},
+        CompositionError,
+        "exports values for later layers",
+    ),
+    ({"mixer": "average", "memory": "echo"}, CompositionError, "so it only attaches as controller"),
+    ({"mixer": "average", "router": "oracle"}, CompositionError, "looks at the whole batch to route a token"),
+    (
+        {
+            "causal": False,
+            "blocks": [{"sublayers": [{"router": "router", "targets": [{"mixer": "block"}]}]}],
+            **VECTORS,
+        },
+        CompositionError,
+        "takes no mask, so no tokens can be kept from it",
+    ),
     ({"mixer": "average", "memory": "notebook", "attach": "tokens"}, CompositionError, "does not attach as 'tokens'"),
     (
         {"mixer": "average", "memory": "notebook", "attach": "kv"},
@@ -125,6 +143,29 @@ def test_the_written_config_gives_the_same_model(toy: Registry) -> None:
     one, two = compose(data, seed=3, plugins=toy), compose(recipe.dump(blueprint.config), seed=3, plugins=toy)
     tokens = torch.randint(256, (2, 9))
     assert torch.equal(one(tokens).y, two(tokens).y)
+
+
+def test_an_exported_value_reaches_the_layer_that_requires_it(toy: Registry) -> None:
+    assert resolve(recipe.load({"mixer": "source,needy", "dim": 16}), toy).capabilities.requires == set()
+
+
+def test_experts_share_a_bank_only_if_they_are_alike(toy: Registry) -> None:
+    def experts(pattern: str) -> list[str]:
+        data = {"mixer": "average", "router": "router", "feed_forward": pattern, "dim": 16, "layers": 1}
+        return [
+            type(m).__name__ for m in compose(data, plugins=toy).modules() if type(m).__module__ == "altx.feed_forward"
+        ]
+
+    assert experts("4*swiglu") == ["SwiGLUBank"]
+    assert experts("swiglu,mlp") == ["SwiGLU", "MLP"]
+
+
+def test_an_encoder_sees_both_ways(toy: Registry) -> None:
+    data = {"mixer": "average", "dim": 16, "layers": 1, "causal": False, "head": {"kind": "vectors", "size": 2}}
+    model, tokens = compose(data, seed=0, plugins=toy), torch.zeros(1, 6, dtype=torch.int64)
+    changed = tokens.clone()
+    changed[0, -1] = 1
+    assert difference(model(changed).y[:, 0], model(tokens).y[:, 0]) > 1e-6
 
 
 def test_defaults_and_adapters_are_announced(toy: Registry) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -48,6 +50,14 @@ def block_capabilities(config: Config) -> Capabilities:
 
 def needy_capabilities(config: Config) -> Capabilities:
     return Capabilities(requires=frozenset({"first_value"}))
+
+
+def source_capabilities(config: Config) -> Capabilities:
+    return replace(MovingAverage.capabilities, provides=frozenset({"first_value"}))
+
+
+def late_capabilities(config: Config) -> Capabilities:
+    return Capabilities(streaming="none", requires=frozenset({"first_value"}))
 
 
 class Notebook(Memory):
@@ -115,6 +125,14 @@ def memory_capabilities(config: Config) -> MemoryCapabilities:
     return Notebook.capabilities
 
 
+def echo_capabilities(config: Config) -> MemoryCapabilities:
+    return replace(Notebook.capabilities, feedback=True)
+
+
+def oracle_capabilities(config: Config) -> RouterCapabilities:
+    return RouterCapabilities(lookahead="batch", bidirectional=True)
+
+
 def router_capabilities(config: Config) -> RouterCapabilities:
     return RouterCapabilities(bidirectional=True)
 
@@ -156,6 +174,8 @@ def altx_token_mixers() -> list[MixerSpec]:
         _mixer("whole", "EmptyConfig", "whole_capabilities"),
         _mixer("block", "EmptyConfig", "block_capabilities"),
         _mixer("needy", "EmptyConfig", "needy_capabilities"),
+        _mixer("source", "EmptyConfig", "source_capabilities"),
+        _mixer("late", "EmptyConfig", "late_capabilities"),
         _mixer("wrong", "EmptyConfig", "average_capabilities", "build_wrong"),
         _mixer("raises", "EmptyConfig", "average_capabilities", "build_raises"),
         _mixer("nowhere", "Missing", "average_capabilities"),
@@ -166,15 +186,16 @@ def altx_token_mixers() -> list[MixerSpec]:
 def altx_memories() -> list[MemorySpec]:
     return [
         MemorySpec(
-            "notebook",
-            summary="Notebook for tests",
+            name,
+            summary=f"{name} for tests",
             build="toy_plugin:build_notebook",
             config="toy_plugin:EmptyConfig",
-            capabilities="toy_plugin:memory_capabilities",
+            capabilities=f"toy_plugin:{capabilities}",
             attach=("residual", "gate", "controller", "kv"),
             default_attach="residual",
             attach_note="There is also controller.",
         )
+        for name, capabilities in (("notebook", "memory_capabilities"), ("echo", "echo_capabilities"))
     ]
 
 
@@ -188,5 +209,5 @@ def altx_routers() -> list[RouterSpec]:
             config="toy_plugin:FirstConfig",
             capabilities=f"toy_plugin:{name}_capabilities",
         )
-        for name in ("router", "seer")
+        for name in ("router", "seer", "oracle")
     ]

@@ -121,6 +121,7 @@ def meet(parts: Iterable[Capabilities]) -> Capabilities:
     lengths = [part.max_len for part in parts if part.max_len is not None]
     partials = [part.partial for part in parts if part.streaming == "chunk"]
     graphs = [part.graph for part in parts]
+    provides: frozenset[str] = frozenset().union(*(part.provides for part in parts))
     return Capabilities(
         causal=all(part.causal for part in parts),
         bidirectional=all(part.bidirectional for part in parts),
@@ -137,8 +138,8 @@ def meet(parts: Iterable[Capabilities]) -> Capabilities:
         max_len=min(lengths, default=None),
         len_multiple=lcm(*(part.len_multiple for part in parts)),
         deterministic=all(part.deterministic for part in parts),
-        requires=frozenset().union(*(part.requires for part in parts)),
-        provides=frozenset().union(*(part.provides for part in parts)),
+        requires=frozenset().union(*(part.requires for part in parts)) - provides,
+        provides=provides,
         compiles=all(part.compiles for part in parts),
     )
 
