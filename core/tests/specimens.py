@@ -144,6 +144,17 @@ class IgnoresReset(MovingAverage):
         return super().forward(x, ctx.replace(reset=None), state)
 
 
+class ResetsAtPadding(MovingAverage):
+    """Takes a reset at a masked token for one."""
+
+    def forward(self, x: Tensor, ctx: Context = FRESH, state: State | None = None) -> Output:
+        if ctx.mask is None or ctx.reset is None or not x.shape[1]:
+            return super().forward(x, ctx, state)
+        # Late enough that the next real token starts afresh.
+        late = torch.cat([ctx.reset[:, :1], ctx.reset[:, 1:] | (ctx.reset & ~ctx.mask)[:, :-1]], 1)
+        return super().forward(x, ctx.replace(reset=late), state)
+
+
 class CropsWrongly(MovingAverage):
     """Declares a sequence axis on a state that has none, so that a crop is accepted."""
 
@@ -158,6 +169,12 @@ class MisstatesGrowth(MovingAverage):
     """Declares a growing state."""
 
     capabilities = Capabilities(growth="none", rollback="snapshot")
+
+
+class OverstatesGrowth(MovingAverage):
+    """Declares that a constant state grows."""
+
+    capabilities = Capabilities(growth="linear", rollback="snapshot")
 
 
 class DetachesState(MovingAverage):
@@ -220,8 +237,10 @@ SPECIMENS = {
     "unmutated": WritesInput,
     "seen": CountsPadding,
     "reset": IgnoresReset,
+    "reset (padding)": ResetsAtPadding,
     "rollback": CropsWrongly,
     "growth": MisstatesGrowth,
+    "growth (linear)": OverstatesGrowth,
     "gradcheck": DetachesState,
 }
 """The check that each must fail, and no other."""

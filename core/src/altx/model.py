@@ -123,9 +123,12 @@ class Model(Component):
         if (ctx.graph is None and caps.graph == "required") or (ctx.graph is not None and caps.graph == "ignored"):
             what = "needs a ctx.graph" if ctx.graph is None else "has no use for a ctx.graph"
             raise UnsupportedContext(f"{self._culprits('graph', caps.graph)} {what}")
-        if caps.max_len is not None and inputs.shape[1] > caps.max_len:
-            who = self._culprits("max_len", caps.max_len)
-            raise UnsupportedContext(f"{inputs.shape[1]} tokens are more than the {caps.max_len} that {who} accepts")
+        if caps.max_len is not None:
+            seen = state.tokens if state else None
+            total = inputs.shape[1] + (int(seen.max()) if seen is not None and len(seen) else 0)
+            if total > caps.max_len:
+                who = self._culprits("max_len", caps.max_len)
+                raise UnsupportedContext(f"{total} tokens are more than the {caps.max_len} that {who} accepts")
         if ctx.cu_seqlens is not None and (rows[0] != 1 or isinstance(self.config.head, ClassifierHead)):
             raise UnsupportedContext(
                 f"a packed batch has one row, not {rows[0]}"

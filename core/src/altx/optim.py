@@ -36,7 +36,8 @@ def optimizer_groups(model: nn.Module, *, lr: float, weight_decay: float) -> lis
                 raise KeyError(
                     f"{type(component).__name__}.param_groups() names {name!r}, which is not one of {sorted(own)}"
                 )
-            options[f"{path}.{name}" if path else name] = wanted
+            whole = f"{path}.{name}" if path else name
+            options[whole] = {**options.get(whole, {}), **wanted}
     groups: dict[tuple[tuple[str, Any], ...], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         settings = {"lr": lr, "weight_decay": weight_decay if parameter.dim() > 1 else 0.0, **options.get(name, {})}

@@ -112,7 +112,7 @@ def _if_reset(case: Case) -> str | None:
     return None if case.capabilities.reset else "declares that it takes no resets"
 
 
-@law("a reset starts a fresh sequence", needs=("rows", "causality", "steps"), applies=_if_reset)
+@law("a reset starts a fresh sequence", needs=("padding", "steps"), applies=_if_reset)
 def reset(case: Case) -> Finding | None:
     x = case.inputs(2, 12)
     flags = torch.zeros(2, 12, dtype=torch.bool)
@@ -124,6 +124,11 @@ def reset(case: Case) -> Finding | None:
     if case.streams and case.capabilities.split_multiple == 1:
         y, _ = case.run_pieces(x, [5, 1, 3, 3], case.ctx.replace(reset=flags))
         worst = max(worst, difference(y, whole))
+    if worst <= EXACT and case.capabilities.masked:
+        mask = torch.ones(2, 12, dtype=torch.bool)
+        mask[0, 5] = mask[1, 9] = False
+        both, masked = case.run(x, case.ctx.replace(reset=flags, mask=mask)), case.run(x, case.ctx.replace(mask=mask))
+        return difference(both.y[mask], masked.y[mask]), EXACT, "a reset at a masked token is one all the same"
     return worst, EXACT, "the tokens after a reset differ from the same tokens as a sequence of their own"
 
 
