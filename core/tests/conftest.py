@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def toy() -> Registry:
 
 
 @pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
     """Install a distribution as pip would, into a folder on the path.
 
     `install("altx-x", "1.0", {"x": "x_module"}, x_module="source")`.
@@ -38,6 +38,8 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
         (info / "entry_points.txt").write_text("\n".join(lines))
         for name, source in modules.items():
             (tmp_path / f"{name}.py").write_text(source)
-            monkeypatch.delitem(sys.modules, name, raising=False)
 
-    return install
+    yield install
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[name]

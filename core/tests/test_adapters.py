@@ -87,6 +87,21 @@ def test_split_plan(offset: int, n: int, partial: str, plan: list[int]) -> None:
     assert split_plan(offset, n, capabilities) == plan
 
 
+@pytest.mark.parametrize(
+    "promise",
+    [
+        {"streaming": "tokens"},
+        {"growth": "const"},
+        {"masked": "yes"},
+        {"len_multiple": 0},
+        {"includes": frozenset({"nrm"})},
+    ],
+)
+def test_a_promise_that_means_nothing_is_refused(promise: dict) -> None:
+    with pytest.raises(ValueError, match=next(iter(promise))):
+        Capabilities(**promise)
+
+
 def test_split_plan_refuses_what_cannot_be_cut() -> None:
     with pytest.raises(ValueError, match="multiples of 4"):
         split_plan(2, 4, Capabilities(streaming="chunk", split_multiple=4, partial="none"))

@@ -122,6 +122,11 @@ REFUSED: list[tuple[dict, type[AltxError], str]] = [
         "building mixer 'raises' of toy-plugin unknown failed: RuntimeError: no luck",
     ),
     ({"mixer": "nowhere"}, BrokenPlugin, "cannot be imported"),
+    (
+        {"blocks": [{"sublayers": [{"mixer": "average"}], "repeat": 5000}]},
+        ConfigError,
+        "5000 with their repeats are more than 4096",
+    ),
 ]
 
 

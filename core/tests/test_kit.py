@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import specimens
 
 from altx.errors import ConfigError
+from altx.layer import FRESH
 from altx.testing import CHECKS, Result, check_component, run
 from altx.testing.case import Subject
 from altx.testing.partners import MovingAverage
@@ -31,6 +34,17 @@ def test_a_specimen_fails_exactly_its_check(check: str) -> None:
     layer = specimens.SPECIMENS[check]
     results = run(Subject(layer.__name__, lambda: layer(specimens.DIM)))
     assert failed(results) == [check.partition(" ")[0]], [r for r in results if r.status == "failed"]
+
+
+def test_a_mixer_that_honestly_takes_no_mask_passes() -> None:
+    class Unmasked(MovingAverage):
+        capabilities = replace(MovingAverage.capabilities, masked=False)
+
+        def forward(self, x, ctx=FRESH, state=None):
+            assert ctx.mask is None
+            return super().forward(x, ctx, state)
+
+    assert failed(run(Subject("unmasked", lambda: Unmasked(specimens.DIM)))) == []
 
 
 @pytest.mark.parametrize("count_padding", [True, False])

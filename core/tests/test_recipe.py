@@ -50,6 +50,16 @@ def test_entries_may_be_mappings() -> None:
     ]
 
 
+def test_one_entry_may_stand_without_a_list() -> None:
+    (block,) = recipe.load({"mixer": {"name": "mamba", "state_size": 8}, "layers": 1}).blocks
+    assert block.sublayers[0].mixer and block.sublayers[0].mixer.config == {"state_size": 8}
+
+
+def test_a_component_may_be_called_much_like_a_key() -> None:
+    (block,) = recipe.load({"mixer": "blocksparse", "layers": 1}, {"blocksparse.k": 3}).blocks
+    assert block.sublayers[0].mixer and block.sublayers[0].mixer.config == {"k": 3}
+
+
 def test_defaults_fill_in_and_settings_override() -> None:
     data = {
         "mixer": [{"name": "mamba", "state_size": 4}, "mamba"],
@@ -129,6 +139,8 @@ def test_mistakes_name_their_place(data: dict, settings: dict, message: str) -> 
         (b"!!python/object/apply:os.system ['true']", "not valid YAML"),
         (b"? [1, 2]\n: 3", "not valid YAML"),
         (b"a: " + b"[" * 5000, "not valid YAML"),
+        (b"mixer: mamba\nmixer: attention", "line 2, column 1: 'mixer' stands here twice"),
+        (b"a: &a [x, x]\nmixer: *a", "line 2, column 8: aliases are not allowed"),
     ],
 )
 def test_files_that_are_no_recipe(tmp_path: Path, content: bytes, message: str) -> None:

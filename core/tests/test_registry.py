@@ -63,6 +63,7 @@ def test_a_miss_loads_the_rest(install) -> None:
         ),
         ("from altx import hookimpl\n@hookimpl\ndef altx_token_mixers(): raise KeyError('k')", "KeyError: 'k'"),
         ("from altx import hookimpl\n@hookimpl\ndef altx_token_mixers(): return [3]", "returned 3, not a MixerSpec"),
+        ("from altx import MixerSpec", "it implements no hook; is @altx.hookimpl missing?"),
         (good("Bad Name"), "does not match"),
         (good("x").replace('"m:b"', '"nonsense"'), "build must be an import string"),
         (good("x").replace('"m:b"', "None"), "build must be str, not None"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from math import lcm
-from typing import Literal
+from typing import Literal, get_args, get_origin, get_type_hints
 
 Growth = Literal["none", "constant", "window", "linear"]
 GROWTHS: tuple[Growth, ...] = ("none", "constant", "window", "linear")
@@ -67,6 +67,21 @@ class Capabilities:
     accepts_kv: bool = False
     losses: Mapping[str, float] = field(default_factory=dict)
     compiles: bool = True
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a word that means nothing: a misspelt promise would go unchecked."""
+        for name, kind in get_type_hints(type(self)).items():
+            value, words = getattr(self, name), get_args(kind)
+            if get_origin(kind) is Literal and value not in words:
+                raise ValueError(f"{name} must be one of {', '.join(words)}, not {value!r}")
+            if kind is bool and not isinstance(value, bool):
+                raise ValueError(f"{name} must be true or false, not {value!r}")
+        for name in ("split_multiple", "len_multiple", "max_len"):
+            value = getattr(self, name)
+            if not (isinstance(value, int) and value > 0) and not (name == "max_len" and value is None):
+                raise ValueError(f"{name} must be a positive integer, not {value!r}")
+        if not self.includes <= {"norm", "residual"}:
+            raise ValueError(f"includes may hold norm and residual, not {sorted(self.includes)}")
 
     @property
     def steps(self) -> bool:

@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from altx.errors import ConfigError
 
+MAX_BLOCKS = 4096
+
 
 class Config(BaseModel):
     """Base of every config, a plugin's included: frozen, unknown keys refused, no silent conversions.
@@ -23,6 +25,11 @@ class Config(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        if "name" in cls.model_fields:
+            raise TypeError(f"{cls.__name__} has a field 'name', which is taken: it names the component")
 
     def fit(self, dim: int) -> None:
         """Raise ValueError if this config cannot be used at model width `dim`; say what would be accepted."""
@@ -148,7 +155,7 @@ class ModelConfig(Config):
     head: Head = Field(LanguageModelHead(), description="what comes out")
     final_norm: Literal["rms", "layer", "none"] = Field("rms", description="the norm before the head")
     norm_eps: float = Field(1e-5, gt=0, description="epsilon of every norm")
-    blocks: list[Block] = Field(min_length=1, max_length=4096, description="the layers, in order")
+    blocks: list[Block] = Field(min_length=1, max_length=MAX_BLOCKS, description="the layers, in order")
 
     @model_validator(mode="after")
     def _head_fits_input(self) -> Self:

@@ -82,6 +82,7 @@ def count_flops(call: Callable[[], object]) -> int:
 
 def costs(model: Model, length: int = 64) -> Costs:
     """Costs of a model. A model on the meta device is measured without being computed."""
+    length = min(length, model.capabilities.max_len or length)
     inputs = example_inputs(model, 1, length)
     state, growth = state_growth(model)
     return Costs(num_parameters(model), state, growth, count_flops(lambda: model(inputs)) / length)
@@ -89,6 +90,7 @@ def costs(model: Model, length: int = 64) -> Costs:
 
 def layer_costs(layer: Layer, dim: int, length: int = 64) -> Costs:
     """Costs of one layer by itself."""
+    length = min(length, layer.capabilities.max_len or length)
     weight = next(layer.parameters(), torch.empty(0))
     x = torch.zeros(1, length, dim, device=weight.device, dtype=weight.dtype)
     ctx = FRESH.replace(causal=layer.capabilities.causal)

@@ -45,6 +45,9 @@ class Memory(Component):
 
     `capabilities.chunk` tokens are read and then written (or the other way, see `order`), on a grid that
     starts at the first token of the sequence; a memory of chunk 1 goes token by token.
+
+    `read` and `write` each honour the context: at a reset a read answers as from an empty memory and a write
+    empties it, and neither changes anything at masked tokens. Both take any T, 0 included.
     """
 
     capabilities: MemoryCapabilities

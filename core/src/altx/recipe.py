@@ -14,10 +14,10 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from altx.config import Block, ComponentRef, Config, Head, Input, ModelConfig, TokensInput, validate
 from altx.errors import ConfigError
@@ -35,7 +35,12 @@ class PatternEntry(ComponentRef):
     repeat: int = Field(1, ge=1, le=4096)
 
 
-Pattern = str | list[str | PatternEntry]
+def _listed(value: Any) -> Any:
+    """A single entry as a list of one."""
+    return [value] if isinstance(value, Mapping) else value
+
+
+Pattern = Annotated[str | list[str | PatternEntry], BeforeValidator(_listed)]
 
 
 class Recipe(Config):
@@ -196,6 +201,25 @@ def _references(node: Any) -> list[dict[str, Any]]:
     return [ref for value in node.values() for ref in _references(value)]
 
 
+class _Loader(yaml.SafeLoader):
+    """Plain data only, every key once, and no aliases: a few lines of them can stand for gigabytes."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.constructor.ConstructorError(None, None, "aliases are not allowed", mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands here twice", key.start_mark)
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def read(path: Path) -> dict[str, Any]:
     """A recipe file as plain data. YAML tags are refused, so reading runs nothing.
 
@@ -205,7 +229,7 @@ def read(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise ConfigError(f"{path}: larger than {MAX_FILE_BYTES >> 20} MiB; this is not a model's config")
-        data = yaml.safe_load(path.read_text("utf-8"))
+        data = yaml.load(path.read_text("utf-8"), _Loader)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ConfigError(f"{path}: cannot be read: {reason}") from None
@@ -248,7 +272,7 @@ def load(data: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> 
     expanded = dump(model)
     for path, value in late.items():
         name, _, key = path.partition(".")
-        if name.startswith("blocks"):
+        if re.match(r"blocks(\[|$)", name):
             _assign(expanded, path, value)
             continue
         used = [ref for ref in _references(expanded["blocks"]) if ref["name"].split(":")[-1] == name]

@@ -242,6 +242,8 @@ class Registry:
         finally:
             plugin.seconds = time.perf_counter() - start
         plugin.status = "ok"
+        if not self._manager.get_hookcallers(module):
+            plugin.status, plugin.errors = "broken", ["it implements no hook; is @altx.hookimpl missing?"]
         for kind in self._kinds.values():
             caller: pluggy.HookCaller = getattr(self._manager.hook, kind.hook)
             for implementation in caller.get_hookimpls():

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from altx.capabilities import Capabilities, MemoryCapabilities, RouterCapabilities, adapted, meet, routed
-from altx.config import Block, Body, ComponentRef, Config, ModelConfig, RouterConfig, validate
+from altx.config import MAX_BLOCKS, Block, Body, ComponentRef, Config, ModelConfig, RouterConfig, validate
 from altx.errors import BrokenPlugin, CompositionError, ConfigError
 from altx.registry import Component, Registry, describe
 from altx.spec import FeedForwardSpec, MemorySpec
@@ -100,10 +100,7 @@ def resolve_part(registry: Registry, kind: str, ref: ComponentRef, path: str, di
         AltxError: as `resolve`.
     """
     component = registry.get(kind, ref.name)
-    config_type = component.load("config")
-    if not (isinstance(config_type, type) and issubclass(config_type, Config)):
-        raise BrokenPlugin(f"{component}: its config {component.spec.config!r} is not an altx.config.Config")
-    config = validate(config_type, ref.config, path=path, owner=str(component))
+    config = validate(config_type(component), ref.config, path=path, owner=str(component))
     try:
         config.fit(dim)
     except ValueError as error:
@@ -119,6 +116,18 @@ def resolve_part(registry: Registry, kind: str, ref: ComponentRef, path: str, di
     return Part(component, config, capabilities, path)
 
 
+def config_type(component: Component) -> type[Config]:
+    """The config class of a component.
+
+    Raises:
+        BrokenPlugin: if it cannot be imported, or is none.
+    """
+    found = component.load("config")
+    if not (isinstance(found, type) and issubclass(found, Config)):
+        raise BrokenPlugin(f"{component}: its config {component.spec.config!r} is not an altx.config.Config")
+    return found
+
+
 class _Resolver:
     def __init__(self, config: ModelConfig, registry: Registry) -> None:
         self.config = config
@@ -132,6 +141,8 @@ class _Resolver:
 
     def run(self) -> Blueprint:
         blocks: list[tuple[Branch, ...]] = []
+        if (count := sum(block.repeat for block in self.config.blocks)) > MAX_BLOCKS:
+            raise ConfigError(f"blocks: {count} with their repeats are more than {MAX_BLOCKS}")
         for index, block in enumerate(self.config.blocks):
             path = f"blocks[{index}].sublayers"
             branches = tuple(self.branch(s, f"{path}[{i}]", s.norm) for i, s in enumerate(block.sublayers))
@@ -139,7 +150,7 @@ class _Resolver:
         plain = self.config.model_dump()
         plain["blocks"] = [{"sublayers": [_plain(b) | {"norm": b.norm} for b in block]} for block in blocks]
         return Blueprint(
-            ModelConfig.model_validate(plain),
+            validate(ModelConfig, plain),
             tuple(blocks),
             meet(branch.capabilities for block in blocks for branch in block),
             tuple(self.notes),

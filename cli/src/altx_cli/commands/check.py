@@ -25,7 +25,8 @@ def check(
 
     Exit status 1 if one of them is broken.
     """
-    config = nested(parse_settings(settings))
+    own = name.rpartition(":")[2] + "."
+    config = nested({path.removeprefix(own): value for path, value in parse_settings(settings).items()})
 
     from altx.errors import AltxError
     from altx.testing import CHECKS, check_component

@@ -35,10 +35,11 @@ def describe(component: Component) -> dict[str, Any]:
     Raises:
         BrokenPlugin: if its config cannot be imported.
     """
+    from altx.resolve import config_type
     from altx.spec import MemorySpec
 
     spec = component.spec
-    config = component.load("config")
+    config = config_type(component)
     schema = config.model_json_schema()
     capabilities, problem = _capabilities(component, config)
     report = {

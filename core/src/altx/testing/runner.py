@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import time
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from altx import registry
@@ -178,7 +180,8 @@ def _run_one(check: Check, case: Case, failed: set[str]) -> Result:
     except Failure as error:
         return result("failed", str(error))
     except Exception as error:
-        return result("failed", f"raised {registry.describe(error)}")
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        return result("failed", f"raised {registry.describe(error)} ({Path(frame.filename).name}:{frame.lineno})")
     if finding is None:
         return result("passed")
     value, tolerance, message = finding

@@ -67,7 +67,8 @@ def seen(case: Case) -> Finding | None:
     if case.capabilities.masked:
         mask[0, : 3 * case.unit] = False
     x = case.inputs(2, 8 * case.unit)
-    state = case.carried(case.run(x, case.ctx.replace(mask=mask), case.state(2)), case.state(2))
+    ctx = case.ctx.replace(mask=mask) if case.capabilities.masked else case.ctx
+    state = case.carried(case.run(x, ctx, case.state(2)), case.state(2))
     if case.capabilities.growth != "none" and state.tokens is None:
         raise Failure("its state has no count of the tokens seen")
     if state.tokens is not None and not torch.equal(state.tokens, mask.sum(1)):
