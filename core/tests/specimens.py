@@ -155,6 +155,19 @@ class ResetsAtPadding(MovingAverage):
         return super().forward(x, ctx.replace(reset=late), state)
 
 
+class HidesALoss(MovingAverage):
+    """Returns a loss that it does not declare."""
+
+    def forward(self, x: Tensor, ctx: Context = FRESH, state: State | None = None) -> Output:
+        return replace(super().forward(x, ctx, state), losses={"hidden": self.decay.square().sum()})
+
+
+class ClaimsAnExport(MovingAverage):
+    """Declares an export that it does not make."""
+
+    capabilities = Capabilities(growth="constant", rollback="snapshot", provides=frozenset({"first_value"}))
+
+
 class CropsWrongly(MovingAverage):
     """Declares a sequence axis on a state that has none, so that a crop is accepted."""
 
@@ -240,6 +253,8 @@ SPECIMENS = {
     "reset (padding)": ResetsAtPadding,
     "rollback": CropsWrongly,
     "growth": MisstatesGrowth,
+    "declared": HidesALoss,
+    "declared (export)": ClaimsAnExport,
     "growth (linear)": OverstatesGrowth,
     "gradcheck": DetachesState,
 }

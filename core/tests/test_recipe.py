@@ -115,6 +115,8 @@ def test_a_canonical_config_is_its_own_expansion() -> None:
             "blocks[0].sublayers[0].norm: input should be 'rms', 'layer' or 'none', not 'batch'",
         ),
         ({"mixer": "mamba", "head": {"kind": "clasifier"}}, {}, "head"),
+        ({"mixer": "mamba"}, {"input.vocab": 7}, "input: say which kind it is, e.g. {kind: tokens, ...}"),
+        ({"mixer": "mamba"}, {"head.classes": 7}, "head: say which kind it is, e.g. {kind: classifier, ...}"),
         ({"mixer": "mamba", "input": {"kind": "vectors", "size": 3}}, {}, "head: missing"),
         (
             {"mixer": "m", "input": {"kind": "vectors", "size": 3}, "head": {"kind": "language-model"}},

@@ -18,7 +18,8 @@ Rollback = Literal["crop", "snapshot", "none"]
 
 @dataclass(frozen=True, kw_only=True)
 class Capabilities:
-    """Promises of a layer. Each one is tested by `altx check`.
+    """Promises of a layer. `altx check` tests them, as far as the shape of a promise allows: not `cross`, `graph`,
+    `accepts_kv`, `max_len` and `includes`, which say what a composition may do with the layer.
 
     Args:
         causal: with `ctx.causal=True`, no output depends on a later token.

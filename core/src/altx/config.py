@@ -197,6 +197,8 @@ def _explain(model: type[BaseModel], data: Any, problem: Mapping[str, Any], path
         return f"{where}: unknown key{guess} (known: {', '.join(known)})"
     if problem["type"] == "missing":
         return f"{where}: missing"
+    if problem["type"] == "union_tag_not_found":
+        return f"{where}: say which kind it is, e.g. {{kind: {'tokens' if where == 'input' else 'classifier'}, ...}}"
     message = str(problem["msg"]).removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     value = problem["input"]

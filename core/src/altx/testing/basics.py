@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from altx.layer import Layer, descendants
 from altx.testing.case import Case, difference, state_difference
 from altx.testing.check import EXACT, Failure, Finding, always, law
 
@@ -85,6 +86,20 @@ def causality(case: Case) -> Finding | None:
         if found > worst:
             worst, where = found, start
     return worst, EXACT, f"outputs before token {where} changed with the tokens from {where} on"
+
+
+@law("it returns the losses and the exports that it declares", needs=("shapes",))
+def declared(case: Case) -> Finding | None:
+    out = case.run(case.inputs(2, 6 * case.unit))
+    owners = [("", case.layer), *descendants(case.layer)]
+    losses = {f"{path}.{name}".lstrip(".") for path, owner in owners for name in owner.capabilities.losses}
+    for what, wanted, found in (
+        ("losses", losses, set(out.losses)),
+        ("exports", set(case.capabilities.provides), set(out.exports)),
+    ):
+        if isinstance(case.layer, Layer) and wanted != found:
+            raise Failure(f"declares the {what} {sorted(wanted) or 'none'} and returns {sorted(found) or 'none'}")
+    return None
 
 
 @law("x leaves its mark: the output is not the same for every input", needs=("shapes",), applies=always)
