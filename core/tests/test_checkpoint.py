@@ -93,6 +93,26 @@ def test_a_model_without_memory_of_the_past_streams_too(toy: Registry) -> None:
     assert len(list(stream(model, torch.zeros(2, 3, dtype=torch.int64), max_new_tokens=3))) == 3
 
 
+def test_a_prompt_padded_at_its_end_is_refused(model: Model) -> None:
+    prompt, mask = torch.zeros(1, 3, dtype=torch.int64), torch.tensor([[True, True, False]])
+    with pytest.raises(UnsupportedContext, match="ends with a real token"):
+        next(stream(model, prompt, mask=mask, max_new_tokens=1))
+
+
+def test_what_a_plugin_froze_stays_frozen(toy: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import toy_plugin
+
+    class Frozen(toy_plugin.MovingAverage):
+        def __init__(self, dim: int) -> None:
+            super().__init__(dim)
+            self.decay.requires_grad_(False)
+
+    monkeypatch.setattr(toy_plugin, "MovingAverage", Frozen)
+    checkpoint.save(compose({"mixer": "average", "dim": 16}, plugins=toy), tmp_path / "run")
+    loaded = dict(checkpoint.load(tmp_path / "run", plugins=toy).named_parameters())
+    assert {name for name, p in loaded.items() if not p.requires_grad} == {n for n in loaded if n.endswith("decay")}
+
+
 def test_a_state_survives_a_file_and_streams_on(model: Model, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 

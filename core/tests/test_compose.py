@@ -83,6 +83,12 @@ REFUSED: list[tuple[dict, type[AltxError], str]] = [
         "exports values for later layers",
     ),
     ({"mixer": "average", "memory": "echo"}, CompositionError, "so it only attaches as controller"),
+    ({"blocks": [{"sublayers": [{"memory": "echo"}]}]}, CompositionError, "so it only attaches as controller"),
+    (
+        {"blocks": [{"sublayers": [{"router": "router", "targets": [{"mixer": "source"}]}]}]},
+        CompositionError,
+        "a router does not send it every token",
+    ),
     ({"mixer": "average", "router": "oracle"}, CompositionError, "looks at the whole batch to route a token"),
     (
         {
@@ -177,6 +183,18 @@ def test_defaults_and_adapters_are_announced(toy: Registry) -> None:
     notes = resolve(recipe.load({"mixer": "block", "memory": "notebook", "dim": 16}), toy).notes
     assert any("notebook is attached as residual. There is also controller." in note for note in notes)
     assert any("prefix replay" in note for note in notes)
+
+
+def test_a_router_chooses_among_mixers_with_memories(toy: Registry) -> None:
+    target = {"mixer": "average", "memory": "notebook", "attach": "gate", "repeat": 2}
+    model = compose({"blocks": [{"sublayers": [{"router": "router", "targets": [target]}]}], "dim": 16}, plugins=toy)
+    assert [r for r in prove(model) if r.status == "failed"] == []
+
+
+def test_a_causal_classifier_is_proved_as_far_as_it_goes(toy: Registry) -> None:
+    model = compose({"mixer": "average", "dim": 16, "head": {"kind": "classifier", "classes": 4}}, plugins=toy)
+    status = {r.check: r.status for r in prove(model)}
+    assert (status["padding"], status["gradients"], status["steps"]) == ("passed", "passed", "skipped")
 
 
 def test_a_seed_fixes_the_weights_and_leaves_the_global_generator(toy: Registry) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from altx.capabilities import RouterCapabilities, meet
+from altx.capabilities import Capabilities, RouterCapabilities, meet
 from altx.context import Context
 from altx.dispatch import plan
 from altx.feed_forward import SwiGLU, SwiGLUBank
@@ -99,6 +101,73 @@ def test_a_reset_reaches_a_target_that_was_not_chosen_for_its_token() -> None:
     y = layer(x, FRESH.replace(reset=reset)).y
     fresh = Routed(FixedRouter(index[:, 2:]), mixers, "mixers")(x[:, 2:]).y
     assert difference(y[:, 2:], fresh) < 1e-12
+
+
+def test_a_reset_is_owed_to_a_target_across_calls() -> None:
+    torch.manual_seed(0)
+    index = torch.randint(-1, 2, (2, 12, 1))
+    x = torch.randn(2, 12, 4, dtype=torch.float64)
+    reset, mask = torch.rand(2, 12) < 0.3, torch.rand(2, 12) < 0.8
+    mixers = [MovingAverage(4).double() for _ in range(2)]
+    layer = Routed(FixedRouter(index), mixers, "mixers")
+    whole = layer(x, Context(reset=reset, mask=mask))
+    state, pieces, start = layer.init_state(2, dtype=torch.float64), [], 0
+    for length in (1, 3, 0, 2, 1, 5):
+        # The router's decisions are fixed by position, so each call is given its own part of them.
+        part = Routed(FixedRouter(index[:, start : start + length]), mixers, "mixers")
+        out = part(x[:, start : start + length], Context(reset=reset, mask=mask).slice(start, start + length), state)
+        state, start = out.state, start + length
+        pieces.append(out.y)
+    assert difference(torch.cat(pieces, 1)[mask], whole.y[mask]) < 1e-12
+    assert torch.equal(state.seen, mask.sum(1))
+    for row in range(2):
+        for target, mixer in enumerate(mixers):
+            own = (index[row, :, 0] == target) & mask[row]
+            fresh, flags, owed = [], [], False
+            for t in range(12):
+                owed = owed or bool(reset[row, t] & mask[row, t])
+                if own[t]:
+                    fresh.append(x[row, t])
+                    flags.append(owed)
+                    owed = False
+            if fresh:
+                alone = mixer(torch.stack(fresh)[None], Context(reset=torch.tensor([flags])))
+                weight = 1 + torch.stack(fresh)[None, :, :1].square()
+                assert difference(whole.y[row : row + 1, own], alone.y * weight) < 1e-12
+
+
+def test_what_a_chain_can_do_is_what_each_part_can() -> None:
+    base = Capabilities(bidirectional=True, packing=True)
+    for name, worse, expected in (
+        ("causal", False, False),
+        ("bidirectional", False, False),
+        ("masked", False, False),
+        ("reset", False, False),
+        ("packing", False, False),
+        ("deterministic", False, False),
+        ("compiles", False, False),
+        ("cross", True, True),
+        ("graph", "required", "required"),
+        ("max_len", 7, 7),
+        ("len_multiple", 6, 12),
+        ("streaming", "none", "none"),
+        ("growth", "linear", "linear"),
+    ):
+        other = replace(base, len_multiple=4) if name == "len_multiple" else base
+        for parts in ([other, replace(base, **{name: worse})], [replace(base, **{name: worse}), other]):
+            assert getattr(meet(parts), name) == expected, name
+    chunked = replace(base, streaming="chunk", split_multiple=4, partial="single")
+    strict = replace(base, streaming="chunk", split_multiple=6, partial="none")
+    both = meet([chunked, base, strict])
+    assert (both.streaming, both.split_multiple, both.partial) == ("chunk", 12, "none")
+    crops, keeps = (
+        replace(base, growth="linear", rollback="crop"),
+        replace(base, growth="constant", rollback="snapshot"),
+    )
+    assert [meet(p).rollback for p in ([base], [crops, base], [crops, keeps], [keeps])] == [
+        "none", "crop", "snapshot", "snapshot",
+    ]  # fmt: skip
+    assert meet([replace(base, provides=frozenset("a")), replace(base, requires=frozenset("ab"))]).requires == {"b"}
 
 
 def test_capabilities_of_a_whole_are_the_meet_of_its_parts() -> None:

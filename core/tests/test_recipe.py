@@ -85,6 +85,7 @@ def test_a_canonical_config_is_its_own_expansion() -> None:
         ({}, {}, "mixer: missing"),
         ({"mixer": "mamba,,"}, {}, "mixer: cannot read ''"),
         ({"mixer": "0*mamba"}, {}, "cannot read '0*mamba'"),
+        ({"mixer": "9" * 5000 + "*mamba"}, {}, "cannot read '99"),
         ({"mixer": "Mamba"}, {}, "cannot read 'Mamba'"),
         ({"mixer": "mamba", "layrs": 3}, {}, "layrs: unknown key; did you mean 'layers'?"),
         ({"mixer": "mamba", "dim": "big"}, {}, "dim: input should be a valid integer, not 'big'"),

@@ -71,6 +71,13 @@ def test_crop_refuses_a_leaf_that_cannot_forget() -> None:
     assert make().crop(0)["first"].shape == (3, 2)
 
 
+def test_crop_refuses_what_makes_no_sense() -> None:
+    with pytest.raises(StateError, match="cannot drop -1"):
+        make().crop(-1)
+    with pytest.raises(StateError, match="counts no tokens"):
+        State({"kv": torch.ones(1, 3)}, {"kv": Leaf(seq_dim=1)}).crop(1)
+
+
 def test_flat_and_from_flat_are_inverses() -> None:
     state = make()
     flat = state.flat()

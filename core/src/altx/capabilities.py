@@ -108,6 +108,13 @@ class MemoryCapabilities(Capabilities):
     order: Literal["read-write", "write-read"] = "read-write"
     scope: Literal["layer", "shared"] = "layer"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (isinstance(self.chunk, int) and self.chunk > 0):
+            raise ValueError(f"chunk must be a positive integer, not {self.chunk!r}")
+        if self.order == "write-read" and self.chunk > 1:
+            raise ValueError("a memory that is written first must have chunk 1, or tokens would see later ones")
+
 
 @dataclass(frozen=True, kw_only=True)
 class RouterCapabilities(Capabilities):
@@ -173,7 +180,10 @@ def adapted(inner: Capabilities, adapter: str) -> Capabilities:
     """A layer inside one of the adapters of `altx.adapters`."""
     inner = replace(inner, losses={})
     if adapter == "pad":
-        return replace(inner, len_multiple=1)
+        if inner.masked:
+            return replace(inner, len_multiple=1)
+        # Its state would count the padding.
+        return replace(inner, len_multiple=1, streaming="none", growth="none", rollback="none")
     if adapter == "replay":
         return replace(
             inner, bidirectional=False, streaming="token", split_multiple=1, partial="any",

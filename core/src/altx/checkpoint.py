@@ -109,9 +109,10 @@ def _fill(model: Model, path: Path) -> Model:
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise CheckpointError(f"{path} belongs to another config: {'; '.join(sorted(wrong)[:3])}{more}")
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     model.load_state_dict(tensors, assign=True)
-    for parameter in model.parameters():
-        parameter.requires_grad_(True)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trained)
     return model
 
 

@@ -81,9 +81,11 @@ def _one_way(branch: Branch, ctx: BuildContext) -> Layer:
     spec = branch.part.component.spec
     if spec.kind == "router":
         return _routed(branch, ctx)
-    if spec.kind == "memory":
-        return MemoryLayer(build_part(branch.part, ctx, Memory))
-    layer: Layer = build_part(branch.part, ctx, Layer)
+    layer = (
+        MemoryLayer(build_part(branch.part, ctx, Memory))
+        if spec.kind == "memory"
+        else build_part(branch.part, ctx, Layer)
+    )
     for adapter in branch.adapters:
         layer = PadToMultiple(layer) if adapter == "pad" else PrefixReplay(layer, ctx.dim)
     if not branch.memory:

@@ -32,7 +32,8 @@ def sample(
     """
     if temperature == 0:
         return logits.argmax(-1)
-    logits = logits.float() / temperature
+    logits = logits.float()
+    logits = (logits - logits.amax(-1, keepdim=True)) / temperature
     if 0 < top_k < logits.shape[-1]:
         logits = logits.masked_fill(logits < logits.topk(top_k).values[..., -1:], float("-inf"))
     if top_p < 1:
@@ -101,6 +102,8 @@ def stream(
         raise UnsupportedContext("only a causal model with a language-model head can generate")
     if prompt.shape[1] < 1:
         raise UnsupportedContext("a prompt needs at least one token")
+    if mask is not None and not bool(mask[:, -1].all()):
+        raise UnsupportedContext("a prompt ends with a real token", hint="pad shorter prompts at the left")
     state = model.init_state(prompt.shape[0], capacity=prompt.shape[1] + max_new_tokens)
     logits, state = prefill(model, prompt, state, mask, donate_state=True)
     for index in range(max_new_tokens):

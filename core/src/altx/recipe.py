@@ -22,7 +22,7 @@ from pydantic import BeforeValidator, Field
 from altx.config import Block, ComponentRef, Config, Head, Input, ModelConfig, TokensInput, validate
 from altx.errors import ConfigError
 
-ELEMENT = re.compile(r"(?:(\d+)\s*\*\s*)?([a-z][a-z0-9-]*(?::[a-z][a-z0-9-]*)?)")
+ELEMENT = re.compile(r"(?:(\d{1,4})\s*\*\s*)?([a-z][a-z0-9-]*(?::[a-z][a-z0-9-]*)?)")
 DEFAULT_EXPERTS = 8
 DEFAULT_LAYERS = 2
 MAX_FILE_BYTES = 4 << 20
@@ -181,7 +181,7 @@ def parse(pattern: Pattern, path: str) -> list[dict[str, Any] | None]:
             entries += [element.model_dump(exclude={"repeat"})] * element.repeat
             continue
         match = ELEMENT.fullmatch(element.strip())
-        if not match or (match[1] is not None and not 1 <= int(match[1][:6]) <= 4096):
+        if not match or (match[1] is not None and not 1 <= int(match[1]) <= 4096):
             raise ConfigError(
                 f"{path}: cannot read {element.strip()!r}",
                 hint='a pattern is names and counts, e.g. "3*mamba,attention"',

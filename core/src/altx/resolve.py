@@ -165,7 +165,10 @@ class _Resolver:
             branch = self.routed(body, path, norm)
         else:
             assert body.memory
-            branch = self.plain(self.part("memory", body.memory, f"{path}.memory"), norm)
+            memory = self.memory(body.memory, f"{path}.memory")
+            if _memory_capabilities(memory).feedback:
+                raise CompositionError(f"{path}: {memory} must hear what it read, so it only attaches as controller")
+            branch = self.plain(memory, norm)
         return self.directed(branch)
 
     def part(self, kind: str, ref: ComponentRef, path: str) -> Part:
@@ -184,6 +187,7 @@ class _Resolver:
         capabilities = part.capabilities
         if capabilities.len_multiple > 1:
             adapters.append("pad")
+            capabilities = adapted(capabilities, "pad")
         if self.config.causal and capabilities.causal and capabilities.streaming == "none":
             if capabilities.requires:
                 raise CompositionError(
@@ -192,9 +196,8 @@ class _Resolver:
                     hint="use it in an encoder (causal: false), or a mixer that streams",
                 )
             adapters.append("replay")
+            capabilities = adapted(capabilities, "replay")
             self.note(f"{part} does not stream: every step runs the whole prefix again (prefix replay, O(T^2))")
-        for adapter in adapters:
-            capabilities = adapted(capabilities, adapter)
         return Branch(part, None, "", (), False, tuple(adapters), False, norm, capabilities)
 
     def mixer(self, body: Body, path: str, norm: str) -> Branch:
@@ -203,7 +206,8 @@ class _Resolver:
         branch = self.plain(part, norm)
         if not body.memory:
             return branch
-        memory = self.part("memory", body.memory, f"{path}.memory")
+        memory = self.memory(body.memory, f"{path}.memory")
+        self.keep_residual(part, "a memory is attached to it")
         attach = self.attach_mode(memory, body.attach, f"{path}.attach")
         if attach == "controller":
             if not part.capabilities.steps or part.capabilities.provides:
@@ -220,6 +224,17 @@ class _Resolver:
             raise CompositionError(f"{path}.attach: {memory} must hear what it read, so it only attaches as controller")
         both = meet([branch.capabilities, memory.capabilities])
         return Branch(part, memory, attach, (), False, branch.adapters, False, norm, both)
+
+    def memory(self, ref: ComponentRef, path: str) -> Part:
+        memory = self.part("memory", ref, path)
+        if _memory_capabilities(memory).scope == "shared":
+            raise CompositionError(f"{path}: {memory} is shared by layers, which this altx cannot do yet")
+        return memory
+
+    def keep_residual(self, part: Part, why: str) -> None:
+        """Refuse to use a layer that adds its own residual where the residual would be counted wrongly."""
+        if "residual" in part.capabilities.includes:
+            raise CompositionError(f"{part.path}: {part} includes its residual, which is counted wrongly where {why}")
 
     def attach_mode(self, memory: Part, wanted: str | None, path: str) -> str:
         spec = memory.component.spec
@@ -256,6 +271,7 @@ class _Resolver:
         targets: list[Branch] = []
         for index, target in enumerate(body.targets):
             branch = self.branch(target, f"{path}.targets[{index}]", "none")
+            self.keep_residual(branch.part, "a router weighs it")
             targets += [branch] * target.repeat
         if isinstance(router.config, RouterConfig):
             try:
@@ -264,13 +280,15 @@ class _Resolver:
                 raise ConfigError(
                     f"{path}.router: {router} cannot choose among {len(targets)} targets: {error}"
                 ) from None
-        bodies = {
-            (b.part.component.qualified, b.part.config.model_dump_json(), b.memory, b.adapters, b.turned)
-            for b in targets
-        }
+        alike = all(_plain(branch) == _plain(targets[0]) for branch in targets)
         spec = targets[0].part.component.spec
-        grouped = len(bodies) == 1 and isinstance(spec, FeedForwardSpec) and bool(spec.grouped)
+        grouped = alike and isinstance(spec, FeedForwardSpec) and bool(spec.grouped)
         for branch in targets:
+            if branch.capabilities.provides:
+                raise CompositionError(
+                    f"{branch.part.path}: {branch.part} exports values for later layers, "
+                    "and a router does not send it every token"
+                )
             if not branch.capabilities.masked:
                 raise CompositionError(
                     f"{branch.part.path}: {branch.part} takes no mask, so no tokens can be kept from it by a router"
@@ -288,6 +306,7 @@ class _Resolver:
             )
         if self.config.causal or branch.capabilities.bidirectional:
             return branch
+        self.keep_residual(part, "it is run in both directions")
         self.note(f"{part} looks only backwards: the encoder runs two of it, one in each direction")
         return Branch(
             part, branch.memory, branch.attach, branch.targets, branch.grouped, branch.adapters, True, branch.norm,

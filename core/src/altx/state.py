@@ -151,12 +151,16 @@ class State:
         """
         if n == 0:
             return self
+        if n < 0:
+            raise StateError(f"cannot drop {n} tokens")
         for name, leaf in self.spec.items():
             if leaf.seq_dim is None and leaf.batch_dim is not None:
                 raise StateError(
                     f"leaf {name!r} ({leaf.kind}) cannot drop its last {n} tokens",
                     hint="keep the earlier state and continue from it; states are immutable",
                 )
+        if self.leaves and self.seen is None:
+            raise StateError("a state that counts no tokens cannot drop any")
         seen = None if self.seen is None else (self.seen - n).clamp(min=0)
 
         def clear(tensor: Tensor, leaf: Leaf) -> Tensor:

@@ -91,7 +91,7 @@ class Case:
 
     @property
     def streams(self) -> bool:
-        return self.subject.causal and self.capabilities.streaming != "none"
+        return self.subject.causal and self.per_token and self.capabilities.streaming != "none"
 
     @property
     def per_token(self) -> bool:

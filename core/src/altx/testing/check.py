@@ -45,6 +45,8 @@ def always(case: Case) -> str | None:
 
 
 def if_streaming(case: Case) -> str | None:
+    if not case.per_token:
+        return "has one output per row"
     if not case.streams:
         return "does not stream" if case.subject.causal else "is checked as an encoder"
     return None
