@@ -14,6 +14,7 @@ from altx.errors import CheckpointError, UnsupportedContext
 from altx.generation import prefill, sample, stream
 from altx.model import Model
 from altx.registry import Registry
+from altx.testing.case import difference
 
 
 @pytest.fixture
@@ -91,6 +92,29 @@ def test_left_padded_prompts_continue_as_if_alone(model: Model) -> None:
 def test_a_model_without_memory_of_the_past_streams_too(toy: Registry) -> None:
     model = compose({"blocks": [{"sublayers": [{"feed_forward": "mlp"}]}], "dim": 16}, plugins=toy)
     assert len(list(stream(model, torch.zeros(2, 3, dtype=torch.int64), max_new_tokens=3))) == 3
+
+
+def test_a_prefill_leaves_padding_out(model: Model) -> None:
+    model = model.double()
+    prompt = torch.randint(256, (1, 5))
+    padded = torch.cat([torch.randint(256, (1, 3)), prompt], 1)
+    mask = torch.tensor([[False] * 3 + [True] * 5])
+    alone, _ = prefill(model, prompt, model.init_state(1))
+    assert difference(prefill(model, padded, model.init_state(1), mask)[0], alone) < 1e-12
+    assert difference(prefill(model, padded, model.init_state(1))[0], alone) > 1e-6
+
+
+def test_weights_that_are_missing_or_left_over_are_named(model: Model, toy: Registry, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    checkpoint.save(model, tmp_path / "run")
+    weights = load_file(tmp_path / "run" / "model.safetensors")
+    lost = {name: tensor for name, tensor in weights.items() if name != "norm.weight"}
+    odd = {**weights, "odd": torch.ones(1)}
+    for tensors, message in ((lost, r"norm\.weight is missing"), (odd, "odd is left over")):
+        save_file(tensors, tmp_path / "run" / "model.safetensors")
+        with pytest.raises(CheckpointError, match=message):
+            checkpoint.load(tmp_path / "run", plugins=toy)
 
 
 def test_a_prompt_padded_at_its_end_is_refused(model: Model) -> None:

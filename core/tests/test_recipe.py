@@ -100,6 +100,12 @@ def test_a_canonical_config_is_its_own_expansion() -> None:
         ({"mixer": "mamba", "router": "topk", "feed_forward": "none"}, {}, "a router needs experts"),
         ({"mixer": "mamba", "defaults": {"mmaba": {}}}, {}, "defaults.mmaba: no part of this model"),
         ({"mixer": "mamba"}, {"mmaba.x": 1}, "mmaba.x: no part of this model is called 'mmaba'"),
+        ({"mixer": "mamba"}, {"mamba.": 3}, "mamba.: not a path"),
+        (
+            {"mixer": "mamba", "layers": 2, "memory": "a,b,c"},
+            {},
+            "memory: a pattern of 3 entries does not fit 2 layers",
+        ),
         ({"mixer": "mamba"}, {"nonsense": 1}, "nonsense: unknown key"),
         ({"mixer": "mamba"}, {"blocks[9].sublayers[0].norm": "rms"}, "blocks[9].sublayers[0].norm: there is no 9 here"),
         ({"blocks": [], "mixer": "mamba"}, {}, "mixer: the model already lists its blocks"),

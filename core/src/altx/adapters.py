@@ -50,6 +50,11 @@ class PadToMultiple(_Adapter):
             raise UnsupportedContext(
                 f"cannot pad {length} packed or graph-connected tokens to a multiple of {length + extra}"
             )
+        if state is not None and not self.inner.capabilities.masked:
+            raise UnsupportedContext(
+                f"{length} tokens are no multiple of {self.inner.capabilities.len_multiple}, and a layer that takes no "
+                "mask would keep the padding in its state"
+            )
         mask = ctx.mask if ctx.mask is not None else torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
 
         def pad(value: Tensor | None) -> Tensor | None:
@@ -122,6 +127,7 @@ class PrefixReplay(_Adapter):
         past = Context(
             positions=leaves["positions"],
             reset=leaves["reset"] if self.inner.capabilities.reset else None,
+            cross=ctx.cross,
             generator=ctx.generator,
         )
         out = self.inner(leaves["x"], past)

@@ -23,6 +23,7 @@ from altx.config import Block, ComponentRef, Config, Head, Input, ModelConfig, T
 from altx.errors import ConfigError
 
 ELEMENT = re.compile(r"(?:(\d{1,4})\s*\*\s*)?([a-z][a-z0-9-]*(?::[a-z][a-z0-9-]*)?)")
+PATH = re.compile(r"[^.\[\]]+(\[\d+\])*(\.[^.\[\]]+(\[\d+\])*)*")
 DEFAULT_EXPERTS = 8
 DEFAULT_LAYERS = 2
 MAX_FILE_BYTES = 4 << 20
@@ -257,6 +258,8 @@ def load(data: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> 
     raw: dict[str, Any] = copy.deepcopy(dict(data))
     late: dict[str, Any] = {}
     for path, value in (settings or {}).items():
+        if not PATH.fullmatch(path):
+            raise ConfigError(f"{path}: not a path, such as dim, mamba.state_size or blocks[1].sublayers[0].norm")
         head = re.split(r"[.\[]", path, maxsplit=1)[0]
         if head in Recipe.model_fields and head != "blocks":
             _assign(raw, path, value)

@@ -189,6 +189,11 @@ class _Resolver:
             adapters.append("pad")
             capabilities = adapted(capabilities, "pad")
         if self.config.causal and capabilities.causal and capabilities.streaming == "none":
+            if capabilities.graph != "ignored":
+                raise CompositionError(
+                    f"{part.path}: {part} does not stream and reads a graph, which a replay of the prefix lacks",
+                    hint="use it in an encoder (causal: false), or a mixer that streams",
+                )
             if capabilities.requires:
                 raise CompositionError(
                     f"{part.path}: {part} does not stream and needs {', '.join(sorted(capabilities.requires))} of "
@@ -208,6 +213,7 @@ class _Resolver:
             return branch
         memory = self.memory(body.memory, f"{path}.memory")
         self.keep_residual(part, "a memory is attached to it")
+        self.keep_norm(part, "a memory is attached to it")
         attach = self.attach_mode(memory, body.attach, f"{path}.attach")
         if attach == "controller":
             if not part.capabilities.steps or part.capabilities.provides:
@@ -219,6 +225,11 @@ class _Resolver:
                 raise CompositionError(
                     f"{path}.attach: {part} {reason}, so it cannot be the controller of {memory}",
                     hint="use attach residual or gate, or a mixer that streams by token (mamba, attention, ...)",
+                )
+            if not memory.capabilities.steps:
+                raise CompositionError(
+                    f"{path}.attach: {memory} cannot be fed one token at a time, so it has no controller",
+                    hint="use attach residual or gate",
                 )
         elif _memory_capabilities(memory).feedback:
             raise CompositionError(f"{path}.attach: {memory} must hear what it read, so it only attaches as controller")
@@ -235,6 +246,11 @@ class _Resolver:
         """Refuse to use a layer that adds its own residual where the residual would be counted wrongly."""
         if "residual" in part.capabilities.includes:
             raise CompositionError(f"{part.path}: {part} includes its residual, which is counted wrongly where {why}")
+
+    def keep_norm(self, part: Part, why: str) -> None:
+        """Refuse to use a layer that includes its norm where the block's own norm stands before other parts too."""
+        if "norm" in part.capabilities.includes:
+            raise CompositionError(f"{part.path}: {part} includes its norm, and would be normed twice where {why}")
 
     def attach_mode(self, memory: Part, wanted: str | None, path: str) -> str:
         spec = memory.component.spec
@@ -272,6 +288,7 @@ class _Resolver:
         for index, target in enumerate(body.targets):
             branch = self.branch(target, f"{path}.targets[{index}]", "none")
             self.keep_residual(branch.part, "a router weighs it")
+            self.keep_norm(branch.part, "a router weighs it")
             targets += [branch] * target.repeat
         if isinstance(router.config, RouterConfig):
             try:
@@ -280,8 +297,11 @@ class _Resolver:
                 raise ConfigError(
                     f"{path}.router: {router} cannot choose among {len(targets)} targets: {error}"
                 ) from None
-        alike = all(_plain(branch) == _plain(targets[0]) for branch in targets)
-        spec = targets[0].part.component.spec
+        first = targets[0]
+        # A bank is built as it is: with no adapter around it, and one way.
+        bare = not (first.adapters or first.turned)
+        alike = bare and all(branch is first or _plain(branch) == _plain(first) for branch in targets)
+        spec = first.part.component.spec
         grouped = alike and isinstance(spec, FeedForwardSpec) and bool(spec.grouped)
         for branch in targets:
             if branch.capabilities.provides:

@@ -65,7 +65,9 @@ def compose(
         bool | None,
         typer.Option("--prove/--no-prove", help="Check laws on the built model; the default up to 500M parameters."),
     ] = None,
-    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the weights that are proved.")] = 0,
+    seed: Annotated[
+        int, typer.Option(metavar="N", min=-(1 << 63), max=(1 << 63) - 1, help="Seed of the weights that are proved.")
+    ] = 0,
     as_json: Json = False,
 ) -> None:
     """Assemble a model, prove it, and say what it costs.

@@ -32,7 +32,9 @@ def generate(
     top_p: Annotated[
         float, typer.Option(metavar="X", min=0, max=1, help="Consider the likeliest bytes that reach this probability.")
     ] = 1.0,
-    seed: Annotated[int | None, typer.Option(metavar="N", help="Makes the result reproducible.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", min=-(1 << 63), max=(1 << 63) - 1, help="Makes the result reproducible.")
+    ] = None,
 ) -> None:
     """Continue a text with a trained model, byte by byte.
 

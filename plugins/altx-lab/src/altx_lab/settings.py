@@ -28,7 +28,7 @@ class Settings(Config):
     lr: float = Field(4e-3, gt=0, allow_inf_nan=False, description="highest learning rate")
     weight_decay: float = Field(0.1, ge=0, allow_inf_nan=False, description="AdamW's, on matrices")
     warmup: int = Field(40, ge=0, description="steps over which the rate rises")
-    seed: int = Field(0, description="of the initial weights and the batches")
+    seed: int = Field(0, ge=-(1 << 63), lt=1 << 63, description="of the initial weights and the batches")
     eval_every: int = Field(200, ge=1, description="steps between evaluations")
     save_every: int = Field(100, ge=1, description="steps between checkpoints")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train")
