@@ -40,7 +40,9 @@ def load(name: str, points: list[metadata.EntryPoint]) -> Any:
         try:
             return make(name, points[0].load())
         except (Exception, SystemExit) as error:
-            reason = f"cannot be loaded: {_describe(error)}"
+            from altx.registry import describe
+
+            reason = f"cannot be loaded: {describe(error)}"
             remedy = f"reinstall it: pip install --force-reinstall {_packages(points)}"
     elif name in COMMANDS:
         reason, remedy = "has the name of one of altx's own", f"it is ignored; pip uninstall {_packages(points)}"
@@ -88,8 +90,3 @@ def command(name: str, points: list[metadata.EntryPoint]) -> Any:
 
 def _packages(points: list[metadata.EntryPoint]) -> str:
     return " or ".join(point.dist.name if point.dist else point.value for point in points)
-
-
-def _describe(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

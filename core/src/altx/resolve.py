@@ -212,8 +212,7 @@ class _Resolver:
         if not body.memory:
             return branch
         memory = self.memory(body.memory, f"{path}.memory")
-        self.keep_residual(part, "a memory is attached to it")
-        self.keep_norm(part, "a memory is attached to it")
+        self.once(part, ("residual", "norm"), "a memory is attached to it")
         attach = self.attach_mode(memory, body.attach, f"{path}.attach")
         if attach == "controller":
             if not part.capabilities.steps or part.capabilities.provides:
@@ -242,15 +241,12 @@ class _Resolver:
             raise CompositionError(f"{path}: {memory} is shared by layers, which this altx cannot do yet")
         return memory
 
-    def keep_residual(self, part: Part, why: str) -> None:
-        """Refuse to use a layer that adds its own residual where the residual would be counted wrongly."""
-        if "residual" in part.capabilities.includes:
-            raise CompositionError(f"{part.path}: {part} includes its residual, which is counted wrongly where {why}")
-
-    def keep_norm(self, part: Part, why: str) -> None:
-        """Refuse to use a layer that includes its norm where the block's own norm stands before other parts too."""
-        if "norm" in part.capabilities.includes:
-            raise CompositionError(f"{part.path}: {part} includes its norm, and would be normed twice where {why}")
+    def once(self, part: Part, names: tuple[str, ...], why: str) -> None:
+        """Refuse a layer that includes what would be there twice: its residual, or the block's norm before it."""
+        wrongs = {"residual": "its residual, which is counted wrongly", "norm": "its norm, and would be normed twice"}
+        for name in names:
+            if name in part.capabilities.includes:
+                raise CompositionError(f"{part.path}: {part} includes {wrongs[name]} where {why}")
 
     def attach_mode(self, memory: Part, wanted: str | None, path: str) -> str:
         spec = memory.component.spec
@@ -287,8 +283,7 @@ class _Resolver:
         targets: list[Branch] = []
         for index, target in enumerate(body.targets):
             branch = self.branch(target, f"{path}.targets[{index}]", "none")
-            self.keep_residual(branch.part, "a router weighs it")
-            self.keep_norm(branch.part, "a router weighs it")
+            self.once(branch.part, ("residual", "norm"), "a router weighs it")
             targets += [branch] * target.repeat
         if isinstance(router.config, RouterConfig):
             try:
@@ -326,7 +321,7 @@ class _Resolver:
             )
         if self.config.causal or branch.capabilities.bidirectional:
             return branch
-        self.keep_residual(part, "it is run in both directions")
+        self.once(part, ("residual",), "it is run in both directions")
         self.note(f"{part} looks only backwards: the encoder runs two of it, one in each direction")
         return Branch(
             part, branch.memory, branch.attach, branch.targets, branch.grouped, branch.adapters, True, branch.norm,
