@@ -16,7 +16,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from altx_kernels.examples import Example, Workload
 
 VARIABLE = "ALTX_KERNEL"
 REFERENCE = "reference"
@@ -39,7 +42,7 @@ class KernelError(RuntimeError):
 
 
 def available(*args: Any, **kwargs: Any) -> str | None:
-    """No reason against: what `Backend.unavailable` is for a backend that runs any call."""
+    """No reason against: what a backend's `absent` and `unavailable` are where it runs everywhere, and any call."""
     return None
 
 
@@ -51,12 +54,18 @@ class Backend(Generic[Result]):
         name: "torch", "native", "triton", or a library's name.
         fn: takes what the reference takes and returns what it returns.
         unavailable: given a call's arguments, the reason in words why `fn` cannot run it, or None. It looks
-            at device, dtype and shape, never at values.
+            at device, dtype, shape and whether gradients are wanted, never at values.
+        absent: why it cannot run anything on this machine (no compiler, no GPU, not installed), or None.
     """
 
     name: str
     fn: Callable[..., Result]
     unavailable: Callable[..., str | None] = available
+    absent: Callable[[], str | None] = available
+
+    def reason(self, *args: Any, **kwargs: Any) -> str | None:
+        """Why it cannot run a call here, or None."""
+        return self.absent() or self.unavailable(*args, **kwargs)
 
 
 @dataclass(frozen=True)
@@ -88,14 +97,29 @@ class Op(Generic[Result]):
         name: short name, unique in the process.
         reference: plain PyTorch that runs any call, in float64 too; the backend "reference", always last.
         backends: in the order in which they are tried.
+        summary: one line for `altx kernels list`.
+        examples: calls to verify the backends with; see `altx_kernels.examples`.
+        workloads: calls to time the backends with; see `altx_kernels.examples`.
 
     Raises:
         KernelError: if two ops or two backends have one name.
     """
 
-    def __init__(self, name: str, reference: Callable[..., Result], backends: Iterable[Backend[Result]] = ()) -> None:
+    def __init__(
+        self,
+        name: str,
+        reference: Callable[..., Result],
+        backends: Iterable[Backend[Result]] = (),
+        *,
+        summary: str = "",
+        examples: Callable[[], Iterable[Example]] = tuple,
+        workloads: Callable[[], Iterable[Workload]] = tuple,
+    ) -> None:
         declared = [*backends, Backend(REFERENCE, reference)]
         self.name = name
+        self.summary = summary
+        self.examples = examples
+        self.workloads = workloads
         self.reference = reference
         self.backends: Mapping[str, Backend[Result]] = MappingProxyType({b.name: b for b in declared})
         if len(self.backends) < len(declared):
@@ -127,7 +151,7 @@ class Op(Generic[Result]):
             return self._pinned(name, f"{VARIABLE}={text}", args, kwargs)
         refused: dict[str, str] = {}
         for candidate in self.backends.values():
-            reason = candidate.unavailable(*args, **kwargs)
+            reason = candidate.reason(*args, **kwargs)
             if reason is None:
                 return Choice(self.name, candidate.name, refused)
             refused[candidate.name] = reason
@@ -138,7 +162,7 @@ class Op(Generic[Result]):
             raise KernelError(
                 f"{pin}: op {self.name!r} has no backend {name!r}", hint=f"it has {', '.join(self.backends)}"
             )
-        if reason := self.backends[name].unavailable(*args, **kwargs):
+        if reason := self.backends[name].reason(*args, **kwargs):
             raise KernelError(
                 f"{pin}: backend {name!r} cannot run this call of op {self.name!r}: {reason}",
                 hint="leave the pin out to have another backend chosen",

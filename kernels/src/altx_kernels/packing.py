@@ -1,0 +1,77 @@
+"""Batches of sequences as an op sees them: rows of a batch, or sequences end to end in one row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from altx_kernels.op import KernelError
+
+
+def bounds(x: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+    """Where each sequence starts among the B * T tokens of x (B, T, ...), and where the last ends.
+
+    Returns:
+        (N+1,) int64 on the CPU; N is B without cu_seqlens.
+    """
+    if cu_seqlens is None:
+        return torch.arange(x.shape[0] + 1) * x.shape[1]
+    return cu_seqlens.to("cpu", torch.int64).contiguous()
+
+
+def check_cu_seqlens(x: Tensor, cu_seqlens: Tensor | None) -> int:
+    """Number of sequences in x (B, T, ...).
+
+    Raises:
+        KernelError: if cu_seqlens does not cut x into sequences.
+    """
+    if cu_seqlens is None:
+        return x.shape[0]
+    if cu_seqlens.dim() != 1 or cu_seqlens.dtype not in (torch.int32, torch.int64) or not len(cu_seqlens):
+        raise KernelError(
+            f"cu_seqlens has shape {tuple(cu_seqlens.shape)} and dtype {cu_seqlens.dtype}",
+            hint="pass the N+1 bounds of N sequences: one dimension, int64, e.g. torch.tensor([0, 5, 12])",
+        )
+    if x.shape[0] != 1:
+        raise KernelError(
+            f"a packed batch has one row, not {x.shape[0]}", hint="lay the sequences end to end: x of shape (1, T, ...)"
+        )
+    # Values are only looked at where that costs no synchronisation and breaks no graph.
+    if cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling():
+        steps = cu_seqlens.diff()
+        if int(cu_seqlens[0]) != 0 or int(cu_seqlens[-1]) != x.shape[1] or bool((steps < 0).any()):
+            raise KernelError(
+                f"cu_seqlens {cu_seqlens.tolist()[:8]} does not rise from 0 to the {x.shape[1]} tokens",
+                hint="it starts with 0, never falls, and ends with the number of tokens",
+            )
+    return len(cu_seqlens) - 1
+
+
+def one_by_one(
+    fn: Callable[..., tuple[Tensor, Tensor]], cu_seqlens: Tensor, per_token: dict[str, Tensor | None],
+    initial_state: Tensor | None, **rest: Any,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """A packed batch by calls of `fn` with one sequence each: what a backend without packing does.
+
+    Args:
+        fn: takes the tensors of `per_token`, `initial_state` and `rest` by name; returns (y, state).
+        cu_seqlens: (N+1,).
+        per_token: tensors (1, T, ...), cut at cu_seqlens.
+        initial_state: (N, ...) or None.
+        rest: what every call gets.
+
+    Returns:
+        y (1, T, ...) and states (N, ...).
+    """
+    cuts = cu_seqlens.tolist()
+    ys, states = [], []
+    for n, (start, stop) in enumerate(zip(cuts, cuts[1:], strict=False)):
+        piece = {name: None if value is None else value[:, start:stop] for name, value in per_token.items()}
+        state = None if initial_state is None else initial_state[n : n + 1]
+        y, state = fn(**piece, initial_state=state, **rest)
+        ys.append(y)
+        states.append(state)
+    return torch.cat(ys, 1), torch.cat(states, 0)
