@@ -80,7 +80,7 @@ def test_scan_equals_the_reference_with_all_gradients(length, state, resets, bac
     assert_equal(selective_scan, scan_inputs(length, state=state), backend, some(length) if resets else None)
 
 
-@pytest.mark.parametrize("backend", BACKENDS["causal-conv1d"])
+@pytest.mark.parametrize("backend", BACKENDS["mamba-conv1d"])
 @pytest.mark.parametrize("resets", [False, True])
 @pytest.mark.parametrize("width", [1, 2, 4])
 @pytest.mark.parametrize("length", [0, 1, 2, 3, 9])

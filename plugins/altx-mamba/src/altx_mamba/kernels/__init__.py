@@ -14,7 +14,7 @@ selective_scan: Op[tuple[Tensor, Tensor]] = Op(
 )
 
 causal_conv1d: Op[Tensor] = Op(
-    "causal-conv1d",
+    "mamba-conv1d",
     reference=reference.causal_conv1d,
     backends=[Backend("torch", conv.causal_conv1d)],
 )
