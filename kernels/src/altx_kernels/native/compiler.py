@@ -31,8 +31,10 @@ class Compiler:
     command: tuple[str, ...]
     version: str
 
-    def __str__(self) -> str:
-        return f"{' '.join(self.command)} ({self.version.splitlines()[0]})"
+    @property
+    def name(self) -> str:
+        """How it is called."""
+        return " ".join(self.command)
 
 
 def find() -> Compiler | None:
@@ -100,7 +102,7 @@ def _build(
     try:
         return library, ctypes.CDLL(str(library))
     except OSError as error:
-        raise KernelError(f"what {compiler.command[0]} made of {recipe.source} cannot be loaded: {error}") from None
+        raise KernelError(f"what {compiler.name} made of {recipe.source} cannot be loaded: {error}") from None
 
 
 def _check(compiler: Compiler, source: str, commands: Sequence[Sequence[str]], folder: Path) -> None:
@@ -109,7 +111,7 @@ def _check(compiler: Compiler, source: str, commands: Sequence[Sequence[str]], f
         if failed:
             lines = [line.strip() for line in text.splitlines() if line.strip()]
             first = next((line for line in lines if "error" in line.lower()), lines[-1] if lines else "no message")
-            raise KernelError(f"{compiler.command[0]} cannot compile {source}: {first}")
+            raise KernelError(f"{compiler.name} cannot compile {source}: {first}")
 
 
 def _run(commands: Sequence[Sequence[str]], folder: Path) -> list[tuple[bool, str]]:

@@ -15,9 +15,9 @@ OFF = "off"
 
 CPUINFO = Path("/proc/cpuinfo")
 
-V2 = frozenset("cx16 lahf_lm pni popcnt sse4_1 sse4_2 ssse3".split())
-V3 = V2 | frozenset("abm avx avx2 bmi1 bmi2 f16c fma movbe xsave".split())
-V4 = V3 | frozenset("avx512bw avx512cd avx512dq avx512f avx512vl".split())
+V2 = frozenset(["cx16", "lahf_lm", "pni", "popcnt", "sse4_1", "sse4_2", "ssse3"])
+V3 = V2 | frozenset(["abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe", "xsave"])
+V4 = V3 | frozenset(["avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl"])
 
 
 @dataclass(frozen=True)
