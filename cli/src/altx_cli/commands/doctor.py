@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
 from typing import Any
@@ -13,8 +12,6 @@ from typing import Any
 from altx_cli import external
 from altx_cli.options import Json
 from altx_cli.output import emit, table
-
-COMPILERS = ("cc", "gcc", "clang")
 
 MEASURE = """
 import importlib, json, sys, time
@@ -30,7 +27,7 @@ finally:
 
 
 def doctor(as_json: Json = False) -> None:
-    """Report on torch, plugins, compiler and environment."""
+    """Report on torch, native kernels, plugins and environment."""
     report = describe()
     if as_json:
         emit(report)
@@ -48,7 +45,7 @@ def describe() -> dict[str, Any]:
         "executable": sys.executable,
         "platform": platform.platform(),
         "torch": _torch(),
-        "compiler": _compiler(),
+        "native": _native(),
         "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith("ALTX_")},
         **_plugins(),
         "commands": _commands(),
@@ -71,10 +68,15 @@ def _torch() -> dict[str, Any]:
     }
 
 
-def _compiler() -> str | None:
-    """Path of the C compiler that native kernels would be built with."""
-    wanted = os.environ.get("CC", "").split()[:1]
-    return next((path for name in [*wanted, *COMPILERS] if (path := shutil.which(name))), None)
+def _native() -> dict[str, Any]:
+    """Whether kernels in C run here, tried with a small one, and what they are made with."""
+    from altx.registry import describe as in_one_line
+
+    try:
+        from altx_kernels.native import state
+    except (Exception, SystemExit) as error:  # they need torch
+        return {"problem": in_one_line(error), "compiler": None, "cache": None}
+    return state.describe()
 
 
 def _plugins() -> dict[str, Any]:
@@ -125,6 +127,26 @@ def _commands() -> list[dict[str, Any]]:
     ]
 
 
+def _native_facts(native: dict[str, Any]) -> list[list[str]]:
+    if native["problem"]:
+        rows = [["native", f"not usable, kernels run in PyTorch: {native['problem']}"]]
+    else:
+        threads = "1 thread" if native["threads"] == 1 else f"{native['threads']} threads"
+        rows = [["native", f"{native['variant']}, {threads}"]]
+    if compiler := native["compiler"]:
+        rows += [["compiler", f"{compiler['command']} ({compiler['version']})"]]
+    else:
+        rows += [["compiler", "none"]]
+    if cache := native["cache"]:
+        if "problem" in cache:
+            rows += [["cache", f"refused: {cache['problem']}; {cache['remedy']}"]]
+        elif not native["problem"] and not native["library"]:
+            rows += [["cache", f"{cache['path'] or 'none'}: cannot be written to; every process compiles anew"]]
+        else:
+            rows += [["cache", f"{cache['path']}: {cache['libraries']} libraries, {cache['bytes'] / 1e6:.1f} MB"]]
+    return rows
+
+
 def _text(report: dict[str, Any]) -> list[str]:
     torch = report["torch"]
     facts = [
@@ -138,7 +160,7 @@ def _text(report: dict[str, Any]) -> list[str]:
             f"none seen (CUDA {torch['cuda']})" if torch["cuda"] else "none (CPU build)"
         )
         facts += [["gpu", gpus], ["threads", str(torch["threads"])]]
-    facts += [["compiler", report["compiler"] or "none: kernels run in PyTorch; native ones need a C compiler (cc)"]]
+    facts += _native_facts(report["native"])
     facts += [[name, repr(value)] for name, value in report["environment"].items()]
     lines = [*table(facts), ""]
     if error := report["plugins_error"]:

@@ -45,19 +45,19 @@ def folder() -> Path | None:
 
 def check(path: Path, status: os.stat_result) -> None:
     """Raises KernelError if a file or directory of the cache is not this user's alone."""
-    elsewhere = f"or set {VARIABLE} to a directory of your own"
     if not hasattr(os, "geteuid"):  # Windows: a profile is its user's
         return
-    if status.st_uid != os.geteuid():
-        raise KernelError(
-            f"{path}, where compiled kernels are kept, belongs to another user (number {status.st_uid})",
-            hint=f"chown -R {os.geteuid()} {path}, {elsewhere}",
-        )
-    if status.st_mode & 0o022:
-        raise KernelError(
-            f"{path}, where compiled kernels are kept, can be written to by other users",
-            hint=f"chmod -R go-w {path}, {elsewhere}",
-        )
+    user = os.geteuid()
+    if status.st_uid != user:
+        wrong, mend = f"belongs to another user (number {status.st_uid})", f"chown {user} {path}"
+    elif status.st_mode & 0o022:
+        wrong, mend = "can be written to by other users", f"chmod go-w {path}"
+    else:
+        return
+    raise KernelError(
+        f"{path}, where compiled kernels are kept, {wrong}",
+        hint=f"set {VARIABLE} to a directory of your own, or, if you trust what is there, {mend}",
+    )
 
 
 def intact(path: Path) -> bool:
