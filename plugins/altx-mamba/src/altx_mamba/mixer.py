@@ -127,7 +127,7 @@ class Mamba(Layer):
         if mask is not None:
             dt = dt.masked_fill(~mask[..., None], 0)  # holds the state exactly
         A = -torch.exp(self.A_log.to(dt.dtype))
-        y, h = selective_scan(v, dt, A, B, C, self.D, h, reset)
+        y, h = selective_scan(v, dt, A, B, C, self.D, initial_state=h, reset=reset)
         y = self.out_proj(y * F.silu(z))
         if state is not None and past is not None:
             state = state.replace(conv=last_inputs(past, u, mask, reset), ssm=h, seen=advanced(state.seen, x, ctx))

@@ -5,13 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from altx_kernels import Backend, Op
-from altx_mamba.kernels import chunked, conv, reference
+from altx_mamba.kernels import conv, reference
+from altx_mamba.kernels.selective_scan import OP
 
-selective_scan: Op[tuple[Tensor, Tensor]] = Op(
-    "selective-scan",
-    reference=reference.selective_scan,
-    backends=[Backend("torch", chunked.selective_scan)],
-)
+selective_scan = OP
 
 causal_conv1d: Op[Tensor] = Op(
     "mamba-conv1d",
