@@ -28,5 +28,20 @@ def altx_token_mixers() -> Iterable[MixerSpec]:
             config="altx_mamba.config:MambaConfig",
             capabilities="altx_mamba.config:capabilities",
             paper="Gu & Dao 2023, Mamba: Linear-Time Sequence Modeling with Selective State Spaces, arXiv:2312.00752",
-        )
+        ),
+        MixerSpec(
+            "mamba2",
+            summary="Mamba-2: a state space with one decay per head behind a short convolution",
+            description=(
+                "h_t = exp(dt_t A) h_{t-1} + B_t (dt_t x_t)^T,  y_t = norm((C_t h_t + D x_t) * silu(z_t)), in heads of\n"
+                "width P; A is one number per head, which lets whole chunks be computed as matrix products.\n"
+                "Linear in T: 6 D E FLOPs of projections and 5 E N of recurrence per token.\n"
+                "State: E N + (K - 1)(E + 2 G N) numbers per row however long the sequence; N = state_size is 8 times\n"
+                "that of mamba at the same speed on a GPU. Use it where mamba's state is too small for recall."
+            ),
+            build="altx_mamba.mamba2:build",
+            config="altx_mamba.mamba2_config:Mamba2Config",
+            capabilities="altx_mamba.mamba2_config:capabilities",
+            paper="Dao & Gu 2024, Transformers are SSMs (structured state space duality), arXiv:2405.21060",
+        ),
     ]

@@ -1,0 +1,35 @@
+"""The gated norm at the end of Mamba-2 and Mamba-3."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class GatedRMSNorm(nn.Module):
+    """RMSNorm over groups of channels, with a gate silu(z) before it or after it.
+
+    Args:
+        dim: channels.
+        group_size: channels that are normed together.
+        eps: added to the mean square.
+        gate_first: norm(y silu(z)) instead of norm(y) silu(z).
+    """
+
+    def __init__(self, dim: int, *, group_size: int, eps: float, gate_first: bool) -> None:
+        super().__init__()
+        self.group_size = group_size
+        self.eps = eps
+        self.gate_first = gate_first
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, y: Tensor, z: Tensor) -> Tensor:
+        """y and z (..., dim); computes in float32 at least, returns the dtype of y."""
+        wide = torch.promote_types(y.dtype, torch.float32)
+        out, gate = y.to(wide), F.silu(z.to(wide))
+        if self.gate_first:
+            out = out * gate
+        groups = out.unflatten(-1, (-1, self.group_size))
+        out = F.rms_norm(groups, (self.group_size,), eps=self.eps).flatten(-2) * self.weight
+        return (out if self.gate_first else out * gate).to(y.dtype)
