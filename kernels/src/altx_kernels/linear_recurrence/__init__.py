@@ -6,7 +6,7 @@ from torch import Tensor
 from torch import bool as boolean
 
 from altx_kernels.arguments import check_floats, check_shapes
-from altx_kernels.linear_recurrence import cases, reference
+from altx_kernels.linear_recurrence import cases, native, reference
 from altx_kernels.linear_recurrence.torch import linear_recurrence as chunked
 from altx_kernels.op import Backend, KernelError, Op
 from altx_kernels.packing import check_cu_seqlens
@@ -14,7 +14,10 @@ from altx_kernels.packing import check_cu_seqlens
 OP: Op[tuple[Tensor, Tensor]] = Op(
     "linear-recurrence",
     reference.linear_recurrence,
-    [Backend("torch", chunked)],
+    [
+        Backend("native", native.linear_recurrence, native.unavailable, native.LIBRARY.problem),
+        Backend("torch", chunked),
+    ],
     summary="linear attention and state spaces: a matrix state with no decay, one per head, or one per key channel",
     examples=cases.examples,
     workloads=cases.workloads,
