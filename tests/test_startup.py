@@ -36,6 +36,7 @@ HEAVY = {"torch", "numpy", "pydantic", "rich", "yaml"}
         (["list"], {"torch", "numpy"}),
         (["show", "swiglu"], {"torch", "numpy"}),
         (["compose", "--help"], {"torch", "numpy", "rich"}),
+        (["kernels", "verify", "--help"], {"torch", "numpy", "rich"}),
     ],
 )
 def test_modules_that_are_not_needed_are_not_imported(args, banned):

@@ -19,13 +19,13 @@ def stumble(as_json: bool = typer.Option(False, "--json")):
 
 def test_help_lists_altx_own_commands_in_order(altx):
     text = altx("--help").stdout.partition("Commands:")[2]
-    own = ["compose", "generate", "list", "show", "check", "doctor"]
+    own = ["compose", "generate", "list", "show", "check", "kernels", "doctor"]
     found = [line.split()[0] for line in text.splitlines() if line.strip()]
     assert found[: len(own)] == own
     assert "..." not in text.partition("  train")[0], "the help line of every command fits"
 
 
-@pytest.mark.parametrize("command", ["compose", "generate", "list", "show", "check", "doctor"])
+@pytest.mark.parametrize("command", ["compose", "generate", "list", "show", "check", "kernels", "doctor"])
 def test_every_command_has_help(altx, command):
     result = altx(command, "--help")
     assert result.exit_code == 0

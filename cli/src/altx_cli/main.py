@@ -20,6 +20,7 @@ COMMANDS = {
     "list": "altx_cli.commands.list:list_components",
     "show": "altx_cli.commands.show:show",
     "check": "altx_cli.commands.check:check",
+    "kernels": "altx_cli.commands.kernels:kernels",
     "doctor": "altx_cli.commands.doctor:doctor",
 }
 """altx's own commands, in the order of `altx --help`. Other packages add theirs; see `altx_cli.external`."""
@@ -67,8 +68,12 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
 
 
-def make(name: str, function: Callable[..., Any], **options: Any) -> Any:
-    """The command that runs a typer-annotated function."""
+def make(name: str, function: Callable[..., Any] | typer.Typer, **options: Any) -> Any:
+    """The command that runs a typer-annotated function, or a group of commands."""
+    if isinstance(function, typer.Typer):
+        group = typer.main.get_command(function)
+        group.name = name
+        return group
     single = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
     single.command(name, cls=Command, **options)(function)
     return typer.main.get_command(single)

@@ -93,7 +93,12 @@ def _verdict(result: Mapping[str, Any]) -> str:
 
 def emit(data: dict[str, Any]) -> None:
     """Print the JSON object that `--json` promises."""
-    print(json.dumps(_finite(data), indent=2), file=_json_stream.get() or sys.stdout, flush=True)
+    print(to_json(data), file=_json_stream.get() or sys.stdout, flush=True)
+
+
+def to_json(data: dict[str, Any]) -> str:
+    """A JSON object as text."""
+    return json.dumps(_finite(data), indent=2)
 
 
 def _finite(value: Any) -> Any:

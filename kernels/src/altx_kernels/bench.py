@@ -209,7 +209,7 @@ def _rounds(
             continue
         if LEAST_ROUNDS * slow[name] > share:
             samples[name] = [slow[name]]
-            notes[name] = f"cut off after one call: more would take longer than its {share:.2g} s"
+            notes[name] = f"cut off after one call: it has {share:.2g} s"
         else:
             samples[name] = []
             calls[name] = call, max(1, int(SAMPLE / max(slow[name], 1e-7)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -155,7 +156,11 @@ def _kernels(model: Model) -> list[dict[str, Any]]:
     import torch
 
     from altx.measure import example_inputs
+    from altx_cli.ops import load_ops
 
+    if os.environ.get("ALTX_KERNEL"):
+        # A pin may be for an op that this model has not; that there is no such op shows when all are known.
+        load_ops()
     # Only a plugin brings kernels; without one there are none to choose among.
     if not (kernels := sys.modules.get("altx_kernels")):
         return []

@@ -48,6 +48,7 @@ def describe() -> dict[str, Any]:
         "native": _native(),
         "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith("ALTX_")},
         **_plugins(),
+        "pins_error": _pins_error(),
         "commands": _commands(),
     }
 
@@ -77,6 +78,21 @@ def _native() -> dict[str, Any]:
     except (Exception, SystemExit) as error:  # they need torch
         return {"problem": in_one_line(error), "compiler": None, "cache": None}
     return state.describe()
+
+
+def _pins_error() -> dict[str, str] | None:
+    """What is wrong with ALTX_KERNEL, or None; without torch that is not known."""
+    if not os.environ.get("ALTX_KERNEL") or "torch" not in sys.modules:
+        return None
+    from altx.errors import AltxError
+    from altx_cli.ops import load_ops
+    from altx_kernels import KernelError
+
+    try:
+        load_ops()
+    except (KernelError, AltxError) as error:
+        return {"what": error.what, "hint": error.hint}
+    return None
 
 
 def _plugins() -> dict[str, Any]:
@@ -163,6 +179,8 @@ def _text(report: dict[str, Any]) -> list[str]:
     facts += _native_facts(report["native"])
     facts += [[name, repr(value)] for name, value in report["environment"].items()]
     lines = [*table(facts), ""]
+    if error := report["pins_error"]:
+        lines += [error["what"], f"  {error['hint']}", ""]
     if error := report["plugins_error"]:
         return [*lines, f"plugins cannot be read: {error['what']}", f"  {error['hint']}"]
     rows = [
