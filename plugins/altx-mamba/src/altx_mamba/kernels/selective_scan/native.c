@@ -71,31 +71,66 @@ static vec limit_of(const vec *A, int64_t states) {
     return 1 / most;
 }
 
+#ifndef ALTX_DOUBLE
+/* 2^(a b) for |a b| < 2^21, and below 120. */
+INLINE vec power(vec a, vec b) {
+    const real magic = 12582912.0f;
+#ifdef __AVX512F__
+    vec shifted = a * b + magic, n = shifted - magic, r = a * b - n;
+#else
+    vec exponent = a * b;
+    exponent = vselect(exponent < -126, vset(-126), exponent);
+    vec shifted = exponent + magic, n = shifted - magic, r = exponent - n;
+#endif
+    vec p = 0.001326472731307149f * r + 0.009671512991189957f;
+    p = p * r + 0.05550733581185341f;
+    p = p * r + 0.24022242426872253f;
+    p = p * r + 0.6931470036506653f;
+    p = p * r + 1;
+#ifdef __AVX512F__
+    return (vec)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
+    return (vec)((ivec)p + ((ivec)shifted << 23));
+#endif
+}
+#endif
+
 /* exp(dt A), A times A_SCALE. Calm: |dt| is below the limit. */
 INLINE vec decay(vec dt, vec A, const int calm) {
 #ifndef ALTX_DOUBLE
-    if (calm) {
-        const real magic = 12582912.0f;
-#ifdef __AVX512F__
-        vec shifted = dt * A + magic, n = shifted - magic, r = dt * A - n;
-#else
-        vec exponent = dt * A;
-        exponent = vselect(exponent < -126, vset(-126), exponent);
-        vec shifted = exponent + magic, n = shifted - magic, r = exponent - n;
-#endif
-        vec p = 0.001326472731307149f * r + 0.009671512991189957f;
-        p = p * r + 0.05550733581185341f;
-        p = p * r + 0.24022242426872253f;
-        p = p * r + 0.6931470036506653f;
-        p = p * r + 1;
-#ifdef __AVX512F__
-        return (vec)_mm512_scalef_ps((__m512)p, (__m512)n);
-#else
-        return (vec)((ivec)p + ((ivec)shifted << 23));
-#endif
-    }
+    if (calm) return power(dt, A);
 #endif
     return vexp(dt * A * LN2);
+}
+
+/* log(1 + e^x), and its derivative. */
+INLINE vec softplus(vec x, vec *slope) {
+#ifdef ALTX_DOUBLE
+    *slope = vsigmoid(x);
+    return vsoftplus(x);
+#else
+    vec size = vabs(x), u = power(vselect(size > 150, vset(-150), -size), vset(A_SCALE));
+    *slope = vselect(x > 0, vset(1), u) / (1 + u);
+    vec p = 0.005364821758121252f * u - 0.030065782368183136f;
+    p = p * u + 0.07920452207326889f;
+    p = p * u - 0.13753801584243774f;
+    p = p * u + 0.191536545753479f;
+    p = p * u - 0.24857163429260254f;
+    p = p * u + 0.3332132399082184f;
+    p = p * u - 0.49999648332595825f;
+    p = p * u + 1;
+    return vselect(x < 0, vset(0), x) + u * p;
+#endif
+}
+
+/* Where the next block's numbers lie. The processor foresees no step from row to row, so it is told token by token. */
+typedef struct {
+    const real *row[4];
+    int64_t stride[4];
+} Ahead;
+
+INLINE void fetch(const Ahead *ahead, int64_t t) {
+    for (int i = 0; i < 4; i++) __builtin_prefetch(ahead->row[i] + t * ahead->stride[i]);
 }
 
 INLINE vec load(const real *p, int64_t lanes, const int full) { return full ? vload(p) : vload_n(p, lanes); }
@@ -122,12 +157,14 @@ INLINE int is_calm(const vec *dt, int64_t length, vec limit) {
 
 /* One block and chunk of the recurrence, for `count` of the N states: y += C h. */
 INLINE void advance(const int count, const int calm, int64_t length, const vec *dt, const vec *u, const vec *A, vec *h,
-                    const real *B, int64_t B_stride, const real *C, int64_t C_stride, const uint8_t *reset, vec *y) {
+                    const real *B, int64_t B_stride, const real *C, int64_t C_stride, const uint8_t *reset, vec *y,
+                    const Ahead *ahead) {
     vec now[TILE];
 #pragma GCC unroll 16
     for (int n = 0; n < count; n++) now[n] = h[n];
     for (int64_t t = 0; t < length; t++, B += B_stride, C += C_stride) {
         vec d = dt[t], input = u[t], sum[2] = {y[t], vset(0)};
+        fetch(ahead, t);
         if (reset && reset[t])
 #pragma GCC unroll 16
             for (int n = 0; n < count; n++) now[n] = vset(0);
@@ -148,37 +185,35 @@ INLINE void forward_chunk(const Inputs *in, int64_t block, int64_t token, int64_
     int64_t lanes = full ? LANES : lanes_of(in, block), channel = block * LANES;
     const real *x = in->x + token * in->x_stride + channel, *dt = in->dt + token * in->dt_stride + channel;
     const real *z = in->z ? in->z + token * in->z_stride + channel : NULL;
-    vec steps[CHUNK], inputs[CHUNK], sums[CHUNK];
+    y += token * in->width + channel;
+    vec steps[CHUNK], inputs[CHUNK], sums[CHUNK], gates[CHUNK];
     vec bias = optional(in->bias, channel, lanes), D = optional(in->D, channel, lanes);
+    const Ahead ahead = {{x + LANES, dt + LANES, z ? z + LANES : x, y + LANES},
+                         {in->x_stride, in->dt_stride, z ? in->z_stride : 0, in->width}};
     for (int64_t t = 0; t < length; t++) {
-        vec x_t = load(x + t * in->x_stride, lanes, full), d = load(dt + t * in->dt_stride, lanes, full) + bias;
-        /* The next block's, which the processor does not foresee. */
-        __builtin_prefetch(x + t * in->x_stride + 2 * LANES);
-        __builtin_prefetch(dt + t * in->dt_stride + 2 * LANES);
-        if (z) __builtin_prefetch(z + t * in->z_stride + 2 * LANES);
-        if (in->softplus) d = vsoftplus(d);
+        vec x_t = load(x + t * in->x_stride, lanes, full), d = load(dt + t * in->dt_stride, lanes, full) + bias, slope;
+        if (in->softplus) d = softplus(d, &slope);
         steps[t] = d;
         inputs[t] = d * x_t;
         sums[t] = D * x_t;
+        if (z) {
+            vec z_t = load(z + t * in->z_stride, lanes, full);
+            gates[t] = z_t * vsigmoid(z_t);
+        }
     }
     int calm = is_calm(steps, length, limit);
     const uint8_t *reset = in->reset ? in->reset + token : NULL;
     const real *B = in->B + token * in->B_stride, *C = in->C + token * in->C_stride;
     int64_t n = 0;
 #define ADVANCE(count, calm)                                                                                           \
-    advance(count, calm, length, steps, inputs, A + n, h + n, B + n, in->B_stride, C + n, in->C_stride, reset, sums)
+    advance(count, calm, length, steps, inputs, A + n, h + n, B + n, in->B_stride, C + n, in->C_stride, reset, sums,    \
+            &ahead)
     for (; n + 16 <= in->states; n += 16) calm ? ADVANCE(16, 1) : ADVANCE(16, 0);
     for (; n + 4 <= in->states; n += 4) calm ? ADVANCE(4, 1) : ADVANCE(4, 0);
     for (; n < in->states; n++) calm ? ADVANCE(1, 1) : ADVANCE(1, 0);
 #undef ADVANCE
-    for (int64_t t = 0; t < length; t++) {
-        vec y_t = sums[t];
-        if (z) {
-            vec z_t = load(z + t * in->z_stride, lanes, full);
-            y_t *= z_t * vsigmoid(z_t);
-        }
-        store(y + (token + t) * in->width + channel, y_t, lanes, full);
-    }
+    for (int64_t t = 0; t < length; t++)
+        store(y + t * in->width, z ? sums[t] * gates[t] : sums[t], lanes, full);
 }
 
 static void forward_blocks(const Inputs *in, const real *initial, real *y, real *last, vec *kept, vec *work, int64_t low,
@@ -237,12 +272,14 @@ EXPORT void FN(scan)(INPUTS, const real *initial, real *y, real *last, real *kep
 /* The chunk once more, keeping of each token the decay and the state before it; dC += h dy across channels. */
 INLINE void replay(const int count, const int calm, int64_t length, const vec *dt, const vec *u, const vec *dy,
                    const vec *A, const vec *h, const real *B, int64_t B_stride, const real *C, int64_t C_stride,
-                   const uint8_t *reset, vec *y, vec *decays, vec *befores, vec *dC, int64_t dC_stride) {
+                   const uint8_t *reset, vec *y, vec *decays, vec *befores, vec *dC, int64_t dC_stride,
+                   const Ahead *ahead) {
     vec now[TILE];
 #pragma GCC unroll 16
     for (int n = 0; n < count; n++) now[n] = h[n];
     for (int64_t t = 0; t < length; t++, B += B_stride, C += C_stride, dC += dC_stride) {
         vec d = dt[t], input = u[t], dy_t = dy[t], sum[2] = {y[t], vset(0)};
+        fetch(ahead, t);
         if (reset && reset[t])
 #pragma GCC unroll 16
             for (int n = 0; n < count; n++) now[n] = vset(0);
@@ -310,24 +347,25 @@ INLINE void backward_chunk(const Inputs *in, const Gradients *out, int64_t block
     const real *x = in->x + token * in->x_stride + channel, *dt = in->dt + token * in->dt_stride + channel;
     const real *z = in->z ? in->z + token * in->z_stride + channel : NULL;
     int64_t here = token * in->width + channel;
-    vec steps[CHUNK], inputs[CHUNK], gated[CHUNK], y[CHUNK], du[CHUNK], ddt[CHUNK];
+    const real *dy = out->dy ? out->dy + here : NULL;
+    vec steps[CHUNK], slopes[CHUNK], inputs[CHUNK], gated[CHUNK], sigmoids[CHUNK], y[CHUNK], du[CHUNK], ddt[CHUNK];
     vec decays[CHUNK * TILE], befores[CHUNK * TILE];
     vec bias = optional(in->bias, channel, lanes), D = optional(in->D, channel, lanes);
+    const Ahead ahead = {{x + LANES, dt + LANES, z ? z + LANES : x, dy ? dy + LANES : x},
+                         {in->x_stride, in->dt_stride, z ? in->z_stride : 0, dy ? in->width : 0}};
     for (int64_t t = 0; t < length; t++) {
         vec x_t = load(x + t * in->x_stride, lanes, full), d = load(dt + t * in->dt_stride, lanes, full) + bias;
-        vec dy = out->dy ? load(out->dy + here + t * in->width, lanes, full) : vset(0);
-        __builtin_prefetch(x + t * in->x_stride + 2 * LANES);
-        __builtin_prefetch(dt + t * in->dt_stride + 2 * LANES);
-        if (out->dy) __builtin_prefetch(out->dy + here + t * in->width + 2 * LANES);
+        vec dy_t = dy ? load(dy + t * in->width, lanes, full) : vset(0);
+        slopes[t] = vset(1);
+        if (in->softplus) d = softplus(d, slopes + t);
         if (z) {
             vec z_t = load(z + t * in->z_stride, lanes, full);
-            __builtin_prefetch(z + t * in->z_stride + 2 * LANES);
-            dy *= z_t * vsigmoid(z_t);
+            sigmoids[t] = vsigmoid(z_t);
+            dy_t *= z_t * sigmoids[t];
         }
-        if (in->softplus) d = vsoftplus(d);
         steps[t] = d;
         inputs[t] = d * x_t;
-        gated[t] = dy;
+        gated[t] = dy_t;
         y[t] = D * x_t;
         du[t] = ddt[t] = vset(0);
     }
@@ -337,7 +375,7 @@ INLINE void backward_chunk(const Inputs *in, const Gradients *out, int64_t block
     int64_t n = 0;
 #define REPLAY(count, calm)                                                                                            \
     replay(count, calm, length, steps, inputs, gated, A + n, h + n, B + n, in->B_stride, C + n, in->C_stride, reset,   \
-           y, decays, befores, sums.dC + n, states)
+           y, decays, befores, sums.dC + n, states, &ahead)
 #define REVERSE(count)                                                                                                 \
     reverse(count, length, steps, inputs, gated, A + n, B + n, in->B_stride, C + n, in->C_stride, reset, decays,       \
             befores, g + n, du, ddt, dA + n, sums.dB + n, states)
@@ -361,15 +399,14 @@ INLINE void backward_chunk(const Inputs *in, const Gradients *out, int64_t block
         vec x_t = load(x + t * in->x_stride, lanes, full);
         store(out->dx + at, du[t] * steps[t] + D * gated[t], lanes, full);
         /* ddt was summed with the scaled A. */
-        vec ddt_t = ddt[t] * LN2 + du[t] * x_t;
-        if (in->softplus) ddt_t *= vsigmoid(load(dt + t * in->dt_stride, lanes, full) + bias);
+        vec ddt_t = (ddt[t] * LN2 + du[t] * x_t) * slopes[t];
         store(out->ddt + at, ddt_t, lanes, full);
         bias_sum += ddt_t;
         D_sum += gated[t] * x_t;
         if (z) {
-            vec z_t = load(z + t * in->z_stride, lanes, full), s = vsigmoid(z_t);
-            vec dy = out->dy ? load(out->dy + at, lanes, full) : vset(0);
-            store(out->dz + at, dy * y[t] * s * (1 + z_t * (1 - s)), lanes, full);
+            vec z_t = load(z + t * in->z_stride, lanes, full), s = sigmoids[t];
+            vec dy_t = dy ? load(dy + t * in->width, lanes, full) : vset(0);
+            store(out->dz + at, dy_t * y[t] * s * (1 + z_t * (1 - s)), lanes, full);
         }
     }
     *dD += D_sum;
