@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help dev demo test lint bench clean
+.PHONY: help dev demo test lint bench wheels clean
 
 help: ## what there is to make
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */  make \1\t/'
@@ -32,6 +32,13 @@ lint: dev ## style and types
 
 bench: dev ## speed of the layers, side by side
 	$(BIN)/python benchmarks/layers.py
+
+wheels: dev ## wheels of altx and the plugins for this platform, with compiled kernels, in dist
+	@rm -rf dist
+	@for package in . $(dir $(wildcard plugins/*/pyproject.toml)); do \
+		$(BIN)/python -m build --quiet --wheel --no-isolation --outdir dist/pure $$package || exit 1; done
+	$(BIN)/python -m altx_kernels.native.prebuild dist/pure/*.whl --out dist
+	@rm -r dist/pure
 
 clean: ## remove what was installed and made
 	rm -rf .venv demo dist
