@@ -1,4 +1,4 @@
-"""The gated norm at the end of Mamba-2 and Mamba-3."""
+"""The norm of Mamba-2 and Mamba-3, gated at their ends."""
 
 from __future__ import annotations
 
@@ -17,19 +17,21 @@ class GatedRMSNorm(nn.Module):
         gate_first: norm(y silu(z)) instead of norm(y) silu(z).
     """
 
-    def __init__(self, dim: int, *, group_size: int, eps: float, gate_first: bool) -> None:
+    def __init__(self, dim: int, *, group_size: int, eps: float, gate_first: bool = True) -> None:
         super().__init__()
         self.group_size = group_size
         self.eps = eps
         self.gate_first = gate_first
         self.weight = nn.Parameter(torch.ones(dim))
 
-    def forward(self, y: Tensor, z: Tensor) -> Tensor:
-        """y and z (..., dim); computes in float32 at least, returns the dtype of y."""
+    def forward(self, y: Tensor, z: Tensor | None = None) -> Tensor:
+        """y and z (..., dim); without z there is no gate. Computes in float32 at least, returns the dtype of y."""
         wide = torch.promote_types(y.dtype, torch.float32)
-        out, gate = y.to(wide), F.silu(z.to(wide))
-        if self.gate_first:
+        out, gate = y.to(wide), None if z is None else F.silu(z.to(wide))
+        if gate is not None and self.gate_first:
             out = out * gate
         groups = out.unflatten(-1, (-1, self.group_size))
         out = F.rms_norm(groups, (self.group_size,), eps=self.eps).flatten(-2) * self.weight
-        return (out if self.gate_first else out * gate).to(y.dtype)
+        if gate is not None and not self.gate_first:
+            out = out * gate
+        return out.to(y.dtype)

@@ -14,7 +14,6 @@ from torch.nn import functional as F
 
 from altx.context import Context
 from altx.layer import FRESH, Layer, Output, advanced
-from altx.layout import compaction, take
 from altx.spec import BuildContext
 from altx.state import Leaf, State
 from altx_kernels.causal_conv1d import causal_conv1d
@@ -22,6 +21,7 @@ from altx_mamba.gated_norm import GatedRMSNorm
 from altx_mamba.initial import initial_dt_bias, zero_biases
 from altx_mamba.kernels.ssd import ssd
 from altx_mamba.mamba2_config import Mamba2Config
+from altx_mamba.masking import real_first
 
 LEAVES = {"conv": Leaf(kind="conv"), "ssm": Leaf(fp32=True)}
 
@@ -80,7 +80,7 @@ class Mamba2(Layer):
         self.dt_bias = nn.Parameter(initial_dt_bias(heads, *dt_range, dt_floor))
         self.A_log = nn.Parameter(torch.empty(heads).uniform_(*A_range).log())
         self.D = nn.Parameter(torch.ones(heads))
-        self.norm = GatedRMSNorm(inner, group_size=inner // groups, eps=norm_eps, gate_first=True)
+        self.norm = GatedRMSNorm(inner, group_size=inner // groups, eps=norm_eps)
         self.out_proj = nn.Linear(inner, dim, bias=bias)
         zero_biases(self.in_proj, self.out_proj)
         with torch.no_grad():
@@ -109,37 +109,24 @@ class Mamba2(Layer):
     def forward(self, x: Tensor, ctx: Context = FRESH, state: State | None = None) -> Output:
         if not x.shape[1]:
             return Output(x, state)
-        mask, reset, back = ctx.mask, ctx.reset, None
-        if mask is not None:
-            # Whatever a masked token holds, NaN included, stays out of every sum.
-            x = x.masked_fill(~mask[..., None], 0)
-            reset = None if reset is None else reset & mask
-            if x.shape[1] > 1:
-                # Real tokens first: so the taps of the convolution find real tokens only.
-                order, back = compaction(mask)
-                x, mask = take(x, order), take(mask, order)
-                reset = None if reset is None else take(reset, order)
-        z, u, dt = self.in_proj(x).split(self.projected, -1)
+        batch = real_first(x, ctx)
+        z, u, dt = self.in_proj(batch.x).split(self.projected, -1)
         past, h = (state["conv"], state["ssm"]) if state else (None, None)
         u, past = causal_conv1d(
-            u, self.conv1d.weight[:, 0], self.conv1d.bias, initial_state=past, reset=reset,
-            lengths=None if mask is None else mask.sum(1), activation=True,
+            u, self.conv1d.weight[:, 0], self.conv1d.bias,
+            initial_state=past, reset=batch.reset, lengths=batch.lengths, activation=True,
         )  # fmt: skip
-        v, B, C = (
-            part.unflatten(-1, (-1, size))
-            for part, size in zip(
-                u.split(self.convolved, -1), (self.head_dim, self.state_size, self.state_size), strict=True
-            )
-        )
+        v, B, C = u.split(self.convolved, -1)
+        v, B, C = v.unflatten(-1, (-1, self.head_dim)), *(p.unflatten(-1, (-1, self.state_size)) for p in (B, C))
         dt = self._steps(dt)
-        if mask is not None:
-            dt = dt.masked_fill(~mask[..., None], 0)  # holds the state exactly
+        if batch.mask is not None:
+            dt = dt.masked_fill(~batch.mask[..., None], 0)  # holds the state exactly
         A = -torch.exp(self.A_log.to(dt.dtype))
-        y, h = ssd(v, dt, A, B, C, self.D, initial_state=h, reset=reset)
+        y, h = ssd(v, dt, A, B, C, self.D, initial_state=h, reset=batch.reset)
         y = self.out_proj(self.norm(y.flatten(2), z))
         if state is not None:
             state = state.replace(conv=past, ssm=h, seen=advanced(state.seen, x, ctx))
-        return Output(y if back is None else take(y, back), state)
+        return Output(batch.restore(y), state)
 
     def _steps(self, dt: Tensor) -> Tensor:
         """Step sizes (B, T, H) in float32 or more, from their projection."""

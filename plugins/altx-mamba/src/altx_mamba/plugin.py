@@ -33,8 +33,8 @@ def altx_token_mixers() -> Iterable[MixerSpec]:
             "mamba2",
             summary="Mamba-2: a state space with one decay per head behind a short convolution",
             description=(
-                "h_t = exp(dt_t A) h_{t-1} + B_t (dt_t x_t)^T,  y_t = norm((C_t h_t + D x_t) * silu(z_t)), in heads of\n"
-                "width P; A is one number per head, which lets whole chunks be computed as matrix products.\n"
+                "h_t = exp(dt_t A) h_{t-1} + B_t (dt_t x_t)^T,  y_t = norm((C_t h_t + D x_t) * silu(z_t)), in heads\n"
+                "of width P; A is one number per head, which lets whole chunks be computed as matrix products.\n"
                 "Linear in T: 6 D E FLOPs of projections and 5 E N of recurrence per token.\n"
                 "State: E N + (K - 1)(E + 2 G N) numbers per row however long the sequence; N = state_size is 8 times\n"
                 "that of mamba at the same speed on a GPU. Use it where mamba's state is too small for recall."
@@ -43,5 +43,22 @@ def altx_token_mixers() -> Iterable[MixerSpec]:
             config="altx_mamba.mamba2_config:Mamba2Config",
             capabilities="altx_mamba.mamba2_config:capabilities",
             paper="Dao & Gu 2024, Transformers are SSMs (structured state space duality), arXiv:2405.21060",
+        ),
+        MixerSpec(
+            "mamba3",
+            summary="Mamba-3: a state space whose state rotates, discretised by a trapezoid, without a convolution",
+            description=(
+                "h_t = a_t h_{t-1} + (1 - l_t) dt_t a_t k_{t-1} x_{t-1}^T + l_t dt_t k_t x_t^T,  a_t = exp(dt_t A_t),\n"
+                "y_t = (h_t^T q_t + D x_t) * silu(z_t), in heads of width P. k and q are B and C, normed, biased and\n"
+                "rotated by angles that add up over the tokens: a complex decay, which can count and keep parity.\n"
+                "The weight l_t of the trapezoid takes the place of Mamba-2's convolution.\n"
+                "Linear in T: 6 D E FLOPs of projections and 5 E N of recurrence per token, E inner width.\n"
+                "State: E N + H (N + P + R) numbers per row however long the sequence, N = state_size, R angles.\n"
+                "One input and one output per head (SISO); the form with several (MIMO) is not here."
+            ),
+            build="altx_mamba.mamba3:build",
+            config="altx_mamba.mamba3_config:Mamba3Config",
+            capabilities="altx_mamba.mamba3_config:capabilities",
+            paper="Lahoti et al. 2026, Mamba-3: Improved Sequence Modeling (state space principles), arXiv:2603.15569",
         ),
     ]

@@ -68,7 +68,7 @@ def mamba3(
     Raises:
         KernelError: if the arguments do not fit together.
 
-    Source: Lahoti et al. 2026, "Mamba-3: Improved Sequence Modeling using State Space Principles".
+    Source: Lahoti et al. 2026, "Mamba-3: Improved Sequence Modeling using State Space Principles", arXiv:2603.15569.
     """
     sizes = {"S": check_cu_seqlens(x, cu_seqlens)}
     check_shapes(

@@ -31,7 +31,8 @@ def accumulate(turns: Tensor, initial: Tensor | None, fresh: Tensor | None) -> T
     start = torch.where(fresh, step, 0).cummax(1).values[..., None, None].expand_as(turns)
     angle = total - (total - turns).gather(1, start)
     angle = torch.remainder(angle if initial is None else angle + initial, TURN)
-    return angle.masked_fill(faults > (faults - broken.int()).gather(1, start), torch.nan)
+    earlier = (faults - broken.int()).gather(1, start)
+    return angle.masked_fill(faults > earlier, torch.nan)
 
 
 def _running(turns: Tensor) -> Tensor:
@@ -39,9 +40,11 @@ def _running(turns: Tensor) -> Tensor:
     length = turns.shape[1]
     if length <= CHUNK:
         return turns.cumsum(1)
-    inside = F.pad(turns, (0, 0, 0, 0, 0, -length % CHUNK)).unflatten(1, (-1, CHUNK)).cumsum(2)
+    inside = F.pad(turns, (0, 0, 0, 0, 0, -length % CHUNK))
+    inside = inside.reshape(len(turns), -1, CHUNK, *turns.shape[2:]).cumsum(2)
     # One number in CHUNK: float64 costs nothing. Apple's GPUs have none.
     wide = torch.float32 if turns.device.type == "mps" else torch.float64
     whole = inside[:, :, -1].to(wide)
     before = torch.remainder(whole.cumsum(1) - whole, TURN).to(turns.dtype)
-    return (inside + before[:, :, None]).flatten(1, 2)[:, :length]
+    total = (inside + before[:, :, None]).flatten(1, 2)
+    return total[:, :length]

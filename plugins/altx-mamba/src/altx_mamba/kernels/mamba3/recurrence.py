@@ -78,7 +78,8 @@ def mamba3(
         for state, size in zip(given, sizes, strict=True)
     ))  # fmt: skip
     if not x.shape[1]:
-        return x.clone(), *(state.clone() for state in before)
+        h, angle, k, v = (state.clone() for state in before)
+        return x.clone(), h, angle, k, v
     out = x.dtype
     x, dt, A, trap, angles = (tensor.to(dtype) for tensor in (x, dt, A, trap, angles))
     if lengths is not None:
@@ -170,8 +171,7 @@ def unavailable(
 
 def _per_head(part: Tensor, bias: Tensor) -> Tensor:
     """B or C (B, T, G, N) of every head, with its bias (H, N): (B, T, H, N)."""
-    groups = part.shape[2]
-    return (part[:, :, :, None] + bias.unflatten(0, (groups, -1))).flatten(2, 3)
+    return (part[:, :, :, None] + bias.reshape(part.shape[2], -1, part.shape[3])).flatten(2, 3)
 
 
 BACKENDS = [

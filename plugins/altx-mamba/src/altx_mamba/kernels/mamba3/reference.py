@@ -1,8 +1,9 @@
 """Mamba-3's recurrence (one input, one output per head) as the paper writes it: one token at a time, in any dtype.
 
-Paper: Lahoti et al. 2026, "Mamba-3: Improved Sequence Modeling using State Space Principles", ICLR 2026. Two things are
-new beside Mamba-2. The state is discretised by a trapezoid, which weighs the inputs at both ends of a step. And it
-rotates: a complex decay, which in real numbers is a rotation of B and C by an angle that adds up over the tokens.
+Paper: Lahoti et al. 2026, "Mamba-3: Improved Sequence Modeling using State Space Principles", arXiv:2603.15569.
+Two things are new beside Mamba-2. The state is discretised by a trapezoid, which weighs the inputs at both ends of a
+step. And it rotates: a complex decay, which in real numbers is a rotation of B and C by an angle that adds up over the
+tokens.
 
     code            paper                                       shape
     x               x, the input of each head                   (B, T, H, P)
