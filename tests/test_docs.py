@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 from altx import hookspecs
 
@@ -63,3 +68,33 @@ def test_the_readmes_commands_exist() -> None:
     assert set(re.findall(r"(?:`|^    |\$ )altx ([a-z]+)", text, re.MULTILINE)) <= {*COMMANDS, "train"}
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"^    make ([a-z]+)", text, re.MULTILINE)) <= targets
+
+
+VERIFY = """
+from altx_kernels.verify import verify
+from my_plugin.leaky_sum import leaky_sum
+for finding in verify(leaky_sum, devices=["cpu"]):
+    print(finding.backend, finding.dtype, finding.status, finding.calls)
+    assert finding.status != "failed", finding
+"""
+
+
+@pytest.mark.parametrize("backend", ["native", "triton"])
+def test_the_op_that_a_plugin_ships_is_right(tmp_path: Path, backend: str) -> None:
+    page = (ROOT / "docs/kernels.md").read_text()
+    files = dict(re.findall(r"`(leaky_sum/[\w.]+)`:\n\n```\w+\n(.*?)```", page, re.DOTALL))
+    assert len(files) == 6
+    (tmp_path / "my_plugin/leaky_sum").mkdir(parents=True)
+    (tmp_path / "my_plugin/__init__.py").touch()
+    for name, text in files.items():
+        (tmp_path / "my_plugin" / name).write_text(text)
+    if backend == "triton":
+        pytest.importorskip("triton")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "TRITON_INTERPRET": str(int(backend == "triton"))}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", VERIFY], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    if backend == "native" and "native  skipped" in done.stdout:
+        pytest.skip("there is no C compiler")
+    assert f"{backend} float32 passed 30" in done.stdout
