@@ -6,7 +6,8 @@ from torch import Tensor
 from torch import bool as boolean
 
 from altx_kernels.arguments import check_floats, check_shapes
-from altx_kernels.linear_recurrence import cases, native, reference
+from altx_kernels.gpu import triton_backend
+from altx_kernels.linear_recurrence import cases, native, reference, vendor
 from altx_kernels.linear_recurrence.torch import linear_recurrence as chunked
 from altx_kernels.op import Backend, KernelError, Op
 from altx_kernels.packing import check_cu_seqlens
@@ -15,6 +16,8 @@ OP: Op[tuple[Tensor, Tensor]] = Op(
     "linear-recurrence",
     reference.linear_recurrence,
     [
+        triton_backend("altx_kernels.linear_recurrence", "q k v g", q=256, v=256),
+        Backend("fla", vendor.linear_recurrence, vendor.unavailable, vendor.absent),
         Backend("native", native.linear_recurrence, native.unavailable, native.LIBRARY.problem),
         Backend("torch", chunked),
     ],

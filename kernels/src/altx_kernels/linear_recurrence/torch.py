@@ -48,12 +48,12 @@ def linear_recurrence(
     wanted = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, g, initial_state))
     os = []
     for start in range(0, v.shape[1], CHUNK):
-        now = slice(start, start + CHUNK)
-        piece = tuple(None if x is None else x[:, now] for x in (q, k, v, g, reset))
+        q_, k_, v_, g_, reset_ = (None if x is None else x[:, start : start + CHUNK] for x in (q, k, v, g, reset))
         if wanted and v.shape[1] > 1:
-            o, S = checkpoint(_chunk, *piece, S, use_reentrant=False, preserve_rng_state=False)
+            o, S = checkpoint(_chunk, q_, k_, v_, g_, reset_, S, use_reentrant=False, preserve_rng_state=False)
         else:
-            o, S = _chunk(*piece, S)
+            assert q_ is not None and k_ is not None and v_ is not None
+            o, S = _chunk(q_, k_, v_, g_, reset_, S)
         os.append(o)
     return (torch.cat(os, 1) if os else v.clone()), S
 
