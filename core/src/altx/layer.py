@@ -152,5 +152,7 @@ def scoped(path: str, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def advanced(seen: Tensor | None, x: Tensor, ctx: Context) -> Tensor:
     """`seen` after the real tokens of x (B, T, ...)."""
+    if seen is not None and ctx.mask is None:
+        return seen + x.shape[1]
     count = ctx.lengths(x)
     return count if seen is None else seen + count

@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 from altx_mamba.config import MambaConfig
-from altx_mamba.kernels import chunked
 from altx_mamba.mixer import build
 
 from altx.context import Context
@@ -155,9 +154,7 @@ def test_it_runs_on_the_meta_device_where_costs_are_counted():
     assert out.y.shape == (2, 40, DIM) and out.state["ssm"].is_meta
 
 
-@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.*instantiated:DeprecationWarning")  # by torch itself
-def test_torch_compile_takes_its_training_whole(monkeypatch):
-    monkeypatch.setattr(chunked, "CHUNK", 3)  # the graph holds every token
+def test_torch_compile_takes_its_training_whole():
     layer, x = make(), torch.randn(2, 5, DIM)
     layer(x).y.square().sum().backward()
     expected = [parameter.grad.clone() for parameter in layer.parameters()]
@@ -166,6 +163,18 @@ def test_torch_compile_takes_its_training_whole(monkeypatch):
     torch.compile(layer, backend="aot_eager", fullgraph=True)(x).y.square().sum().backward()
     for parameter, gradient in zip(layer.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient)
+
+
+def test_torch_compile_takes_its_decoding_whole():
+    layer, x = make(), torch.randn(2, 1, DIM)
+    state = layer.init_state(2)
+    torch._dynamo.reset()
+    with torch.no_grad():
+        expected = layer(x, state=state)
+        found = torch.compile(layer, backend="aot_eager", fullgraph=True)(x, state=state)
+    torch.testing.assert_close(found.y, expected.y)
+    torch.testing.assert_close(found.state["ssm"], expected.state["ssm"])
+    assert not state["ssm"].any(), "the state passed in is written to"
 
 
 def test_step_sizes_start_log_uniform_and_A_as_S4D_real():

@@ -5,7 +5,6 @@ B rows, T tokens, E inner width, N state size, K width of the convolution, R ran
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -14,12 +13,17 @@ from torch.nn import functional as F
 
 from altx.context import Context
 from altx.layer import FRESH, Layer, Output, advanced
-from altx.layout import compaction, take
 from altx.spec import BuildContext
 from altx.state import Leaf, State
+from altx_kernels.causal_conv1d import causal_conv1d
 from altx_mamba.config import MambaConfig
-from altx_mamba.kernels import causal_conv1d, selective_scan
-from altx_mamba.kernels.conv import last_inputs
+from altx_mamba.initial import initial_dt_bias, zero_biases
+from altx_mamba.kernels.mamba_step import mamba_step
+from altx_mamba.kernels.selective_scan import selective_scan
+from altx_mamba.masking import real_first
+
+STEPPED = (torch.float32, torch.float64)
+"""Dtypes in which a single token is one op. In others, torch's matrix products are worth more than that."""
 
 LEAVES = {"conv": Leaf(kind="conv"), "ssm": Leaf(fp32=True)}
 
@@ -77,15 +81,11 @@ class Mamba(Layer):
 
     @torch.no_grad()
     def _initialise(self, dt_min: float, dt_max: float, dt_floor: float, out_scale: float) -> None:
-        """As in the authors' code, where it departs from torch: softplus(b_dt) is log-uniform."""
+        """As in the authors' code, where it departs from torch."""
         nn.init.uniform_(self.dt_proj.weight, -(self.sizes[0] ** -0.5), self.sizes[0] ** -0.5)
-        log_dt = torch.empty_like(self.dt_proj.bias).uniform_(math.log(dt_min), math.log(dt_max))
-        dt = log_dt.exp().clamp(min=dt_floor)
-        self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+        self.dt_proj.bias.copy_(initial_dt_bias(len(self.dt_proj.bias), dt_min, dt_max, dt_floor))
         self.out_proj.weight.mul_(out_scale)
-        for proj in (self.in_proj, self.out_proj):
-            if proj.bias is not None:
-                nn.init.zeros_(proj.bias)
+        zero_biases(self.in_proj, self.out_proj)
 
     def param_groups(self) -> dict[str, dict[str, Any]]:
         return {name: {"weight_decay": 0.0} for name in ("A_log", "D", "dt_proj.bias")}
@@ -110,37 +110,42 @@ class Mamba(Layer):
     def forward(self, x: Tensor, ctx: Context = FRESH, state: State | None = None) -> Output:
         if not x.shape[1]:
             return Output(x, state)
-        mask, reset, back = ctx.mask, ctx.reset, None
-        if mask is not None:
-            # Whatever a masked token holds, NaN included, stays out of every sum.
-            x = x.masked_fill(~mask[..., None], 0)
-            reset = None if reset is None else reset & mask
-            if x.shape[1] > 1:
-                # Real tokens first: so the taps of the convolution find real tokens only.
-                order, back = compaction(mask)
-                x, mask = take(x, order), take(mask, order)
-                reset = None if reset is None else take(reset, order)
-        u, z = self.in_proj(x).chunk(2, -1)
+        if x.shape[1] == 1 and state is not None and ctx.mask is None and ctx.reset is None and x.dtype in STEPPED:
+            return self._step(x, ctx, state)
+        batch = real_first(x, ctx)
+        u, z = self.in_proj(batch.x).chunk(2, -1)
         past, h = (state["conv"], state["ssm"]) if state else (None, None)
-        v = F.silu(causal_conv1d(u, self.conv1d.weight[:, 0], self.conv1d.bias, past, reset))
+        v, past = causal_conv1d(
+            u, self.conv1d.weight[:, 0], self.conv1d.bias,
+            initial_state=past, reset=batch.reset, lengths=batch.lengths, activation=True,
+        )  # fmt: skip
         dt, B, C = self._select(v)
-        if mask is not None:
-            dt = dt.masked_fill(~mask[..., None], 0)  # holds the state exactly
-        A = -torch.exp(self.A_log.to(dt.dtype))
-        y, h = selective_scan(v, dt, A, B, C, self.D, initial_state=h, reset=reset)
-        y = self.out_proj(y * F.silu(z))
-        if state is not None and past is not None:
-            state = state.replace(conv=last_inputs(past, u, mask, reset), ssm=h, seen=advanced(state.seen, x, ctx))
-        return Output(y if back is None else take(y, back), state)
+        if batch.mask is not None:
+            dt = dt.masked_fill(~batch.mask[..., None], -torch.inf)  # holds the state exactly
+        A = -torch.exp(self.A_log.to(_wide(x.dtype)))
+        y, h = selective_scan(
+            v, dt, A, B, C, self.D, z, self.dt_proj.bias, softplus=True, initial_state=h, reset=batch.reset
+        )
+        y = self.out_proj(y)
+        if state is not None:
+            state = state.replace(conv=past, ssm=h, seen=advanced(state.seen, x, ctx))
+        return Output(batch.restore(y), state)
+
+    def _step(self, x: Tensor, ctx: Context, state: State) -> Output:
+        """One token of every row: decoding."""
+        y, past, h = mamba_step(
+            x[:, 0], state["conv"], state["ssm"], self.in_proj.weight, self.in_proj.bias, self.conv1d.weight[:, 0],
+            self.conv1d.bias, self.x_proj.weight, self.dt_proj.weight, self.dt_proj.bias, self.A_log, self.D,
+            self.out_proj.weight, self.out_proj.bias, inner_norm_eps=self.inner_norm_eps, donate=ctx.donate_state,
+        )  # fmt: skip
+        return Output(y[:, None], state.replace(conv=past, ssm=h, seen=advanced(state.seen, x, ctx)))
 
     def _select(self, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The step size (B, T, E) in float32 or more, B and C (B, T, N) of each token, from v (B, T, E)."""
+        """The step size before its bias and softplus (B, T, E), B and C (B, T, N) of each token, from v (B, T, E)."""
         dt, B, C = self.x_proj(v).split(self.sizes, -1)
         if self.inner_norm_eps is not None:
             dt, B, C = (F.rms_norm(part, part.shape[-1:], eps=self.inner_norm_eps) for part in (dt, B, C))
-        wide = _wide(v.dtype)
-        dt = F.linear(dt, self.dt_proj.weight).to(wide) + self.dt_proj.bias.to(wide)
-        return F.softplus(dt), B, C
+        return F.linear(dt, self.dt_proj.weight), B, C
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -1,0 +1,152 @@
+/* One token of Mamba-1 for each row, from its projection in to its projection out.
+ *
+ * A step reads every weight once and computes next to nothing with it, so what matters is to read them in order, on
+ * all threads, and to do the rest without further passes. Letters as in reference.py.
+ */
+#include <math.h>
+
+#include "altx.h"
+
+/* a . b over n numbers. */
+INLINE real dot(const real *a, const real *b, int64_t n) {
+    vec s0 = {0}, s1 = {0}, s2 = {0}, s3 = {0};
+    int64_t i = 0;
+    for (; i + 4 * LANES <= n; i += 4 * LANES) {
+        s0 += vload(a + i) * vload(b + i);
+        s1 += vload(a + i + LANES) * vload(b + i + LANES);
+        s2 += vload(a + i + 2 * LANES) * vload(b + i + 2 * LANES);
+        s3 += vload(a + i + 3 * LANES) * vload(b + i + 3 * LANES);
+    }
+    for (; i < n; i += LANES) s0 += vload_n(a + i, n - i) * vload_n(b + i, n - i);
+    return vsum((s0 + s1) + (s2 + s3));
+}
+
+/* Divide n numbers by the root of their mean square. */
+static void normalise(real *x, int64_t n, real eps) {
+    real scale = 1 / (real)sqrt(dot(x, x, n) / n + eps);
+    for (int64_t i = 0; i < n; i++) x[i] *= scale;
+}
+
+/* v = silu(conv(u)) for channels from .. to, and the window moves on. */
+static void convolve(const real *u, real *past, const real *weight, const real *bias, real *v, int64_t from,
+                     int64_t to, int64_t E, int64_t K) {
+    for (int64_t e = from; e < to; e++) {
+        real y = (bias ? bias[e] : 0) + weight[e * K + K - 1] * u[e];
+        for (int64_t j = 0; j < K - 1; j++) y += weight[e * K + j] * past[j * E + e];
+        v[e] = y;
+        for (int64_t j = 0; j + 1 < K - 1; j++) past[j * E + e] = past[(j + 1) * E + e];
+        if (K > 1) past[(K - 2) * E + e] = u[e];
+    }
+    for (int64_t e = from; e < to; e += LANES) {
+        vec x = vload_n(v + e, to - e);
+        vstore_n(v + e, x * vsigmoid(x), to - e);
+    }
+}
+
+/* The recurrence and the gate for channels from .. to; s holds [low | B | C]. */
+static void recur(const real *s, const real *v, const real *z, const real *dt_weight, const real *dt_bias,
+                  const real *A_log, const real *D, real *h, real *y, int64_t from, int64_t to, int64_t N, int64_t R) {
+    const real *B = s + R, *C = B + N;
+    for (int64_t e = from; e < to; e += LANES) {
+        int64_t count = to - e < LANES ? to - e : LANES;
+        real raw[LANES], out[LANES];
+        memset(raw, 0, sizeof raw);
+        for (int64_t i = 0; i < count; i++) raw[i] = dot(dt_weight + (e + i) * R, s, R) + dt_bias[e + i];
+        vec dt = vsoftplus(vload(raw));
+        for (int64_t i = 0; i < count; i++) {
+            const real *a = A_log + (e + i) * N;
+            real *state = h + (e + i) * N;
+            vec step = vset(dt[i]), input = vset(dt[i] * v[e + i]), sum = {0};
+            for (int64_t n = 0; n < N; n += LANES) {
+                vec A = -vexp(vload_n(a + n, N - n));
+                vec next = vexp(step * A) * vload_n(state + n, N - n) + input * vload_n(B + n, N - n);
+                vstore_n(state + n, next, N - n);
+                sum += next * vload_n(C + n, N - n);
+            }
+            out[i] = vsum(sum);
+        }
+        vec gate = vload_n(z + e, count), x = vload_n(v + e, count);
+        vec sum = vload_n(out, count) + vload_n(D + e, count) * x;
+        vstore_n(y + e, sum * (gate * vsigmoid(gate)), count);
+    }
+}
+
+/* y = W x + b for rows from .. to of W, of `width` numbers each, for every row of the batch: x and y advance by their
+ * strides. Four rows of W at a time, so that x is loaded once for them. */
+static void product(const real *weight, const real *bias, const real *x, int64_t x_stride, real *y, int64_t y_stride,
+                    int64_t rows, int64_t from, int64_t to, int64_t width) {
+    int64_t i = from;
+    for (; i + 4 <= to; i += 4) {
+        const real *w = weight + i * width;
+        for (int64_t row = 0; row < rows; row++) {
+            const real *in = x + row * x_stride;
+            real *out = y + row * y_stride + i;
+            vec s0 = {0}, s1 = {0}, s2 = {0}, s3 = {0};
+            int64_t j = 0;
+            for (; j + LANES <= width; j += LANES) {
+                vec v = vload(in + j);
+                s0 += vload(w + j) * v;
+                s1 += vload(w + width + j) * v;
+                s2 += vload(w + 2 * width + j) * v;
+                s3 += vload(w + 3 * width + j) * v;
+            }
+            if (j < width) {
+                int64_t n = width - j;
+                vec v = vload_n(in + j, n);
+                s0 += vload_n(w + j, n) * v;
+                s1 += vload_n(w + width + j, n) * v;
+                s2 += vload_n(w + 2 * width + j, n) * v;
+                s3 += vload_n(w + 3 * width + j, n) * v;
+            }
+            out[0] = vsum(s0) + (bias ? bias[i] : 0);
+            out[1] = vsum(s1) + (bias ? bias[i + 1] : 0);
+            out[2] = vsum(s2) + (bias ? bias[i + 2] : 0);
+            out[3] = vsum(s3) + (bias ? bias[i + 3] : 0);
+        }
+    }
+    for (; i < to; i++)
+        for (int64_t row = 0; row < rows; row++)
+            y[row * y_stride + i] = dot(weight + i * width, x + row * x_stride, width) + (bias ? bias[i] : 0);
+}
+
+/* x (rows, M); past (rows, K-1, E) and h (rows, E, N), both moved on in place; y (rows, M). work holds, for every row,
+ * v (E), s (R + 2N), z (E) and first u, then what leaves the gate (E). eps < 0: no norm on low, B and C. */
+EXPORT void FN(step)(const real *x, real *past, real *h, const real *in_weight, const real *in_bias,
+                     const real *conv_weight, const real *conv_bias, const real *x_weight, const real *dt_weight,
+                     const real *dt_bias, const real *A_log, const real *D, const real *out_weight,
+                     const real *out_bias, real *work, real *y, int64_t rows, int64_t M, int64_t E, int64_t N,
+                     int64_t K, int64_t R, double eps, int64_t threads) {
+    const int64_t S = R + 2 * N, stride = 3 * E + S;
+    real *v = work, *s = v + E, *z = s + S, *u = z + E;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        unsigned before = flush_denormals();
+        const int64_t parts = omp_get_num_threads(), part = omp_get_thread_num();
+        /* A thread keeps its channels throughout. */
+        const int64_t blocks = (E + LANES - 1) / LANES;
+        const int64_t from = blocks * part / parts * LANES, end = blocks * (part + 1) / parts * LANES;
+        const int64_t to = end < E ? end : E;
+        product(in_weight, in_bias, x, M, u, stride, rows, from, to, M);
+        product(in_weight + E * M, in_bias ? in_bias + E : in_bias, x, M, z, stride, rows, from, to, M);
+        for (int64_t row = 0; row < rows; row++)
+            convolve(u + row * stride, past + row * (K - 1) * E, conv_weight, conv_bias, v + row * stride, from, to, E,
+                     K);
+#pragma omp barrier
+        product(x_weight, NULL, v, stride, s, stride, rows, S * part / parts, S * (part + 1) / parts, E);
+#pragma omp barrier
+        if (eps >= 0) {
+            for (int64_t row = part; row < rows; row += parts) {
+                normalise(s + row * stride, R, (real)eps);
+                normalise(s + row * stride + R, N, (real)eps);
+                normalise(s + row * stride + R + N, N, (real)eps);
+            }
+#pragma omp barrier
+        }
+        for (int64_t row = 0; row < rows; row++)
+            recur(s + row * stride, v + row * stride, z + row * stride, dt_weight, dt_bias, A_log, D, h + row * E * N,
+                  u + row * stride, from, to, N, R);
+#pragma omp barrier
+        product(out_weight, out_bias, u, stride, y, M, rows, M * part / parts, M * (part + 1) / parts, E);
+        restore_denormals(before);
+    }
+}
