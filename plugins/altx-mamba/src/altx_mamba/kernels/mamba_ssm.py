@@ -10,7 +10,7 @@ import torch
 
 
 @cache
-def absent(module: str, function: str) -> str | None:
+def probe(module: str, function: str) -> str | None:
     """Why a function of mamba-ssm cannot be used on this machine, or None. Imports it only where there is a GPU."""
     if not torch.cuda.is_available():
         return "torch sees no CUDA device"

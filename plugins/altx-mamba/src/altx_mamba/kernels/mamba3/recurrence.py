@@ -69,7 +69,7 @@ def mamba3(
     backend: str,
 ) -> Result:
     """As `reference.mamba3`, with `backend` of linear-recurrence."""
-    dtype = precise(x, dt, A, B, C, trap, angles, initial_state)
+    dtype = precise(x, dt, A, B, C, trap, angles, B_bias, C_bias, D, initial_state)
     rows = len(x) if cu_seqlens is None else len(cu_seqlens) - 1
     sizes = (B.shape[3], x.shape[3]), angles.shape[2:], B.shape[3:], x.shape[3:]
     given = (initial_state, initial_angle, initial_k, initial_v)
@@ -98,14 +98,14 @@ def mamba3(
     if x.shape[1] == 1 and cu_seqlens is None:
         y, h, angle, keys = _step(tokens, before, reset)
     else:
-        y, h, angle, keys = _sequence(tokens, before, sequences, initial_angle is None, out, backend)
+        y, h, angle, keys = _sequence(tokens, before, sequences, initial_angle is None, backend)
     if D is not None:
         y = y + D.to(dtype)[:, None] * x
     return y.to(out), h, angle, sequences.last_real(keys, before.k), sequences.last_real(x, before.v)
 
 
 def _sequence(
-    tokens: Tokens, before: States, sequences: Sequences, from_zero: bool, dtype: torch.dtype, backend: str
+    tokens: Tokens, before: States, sequences: Sequences, from_zero: bool, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y without the skip, h and angle after the last token, and the rotated keys (B, T, H, N)."""
     x, decay, new, old, turns, keys, queries = tokens
@@ -117,12 +117,10 @@ def _sequence(
     k, v = sequences.shift(keys, before.k) * weight[..., None], sequences.shift(x, before.v)
     if reset is not None:
         g, k, v = blank(reset, g, k, v)
-    read, W = RECURRENCE(
-        queries.to(dtype), k.to(dtype), v.to(dtype), g,
-        initial_state=before.h, reset=reset, cu_seqlens=cu_seqlens, backend=backend,
-    )  # fmt: skip
+    # In float32 at least: the gradient of an angle is a small difference of large ones, which bfloat16 would lose.
+    read, W = RECURRENCE(queries, k, v, g, initial_state=before.h, reset=reset, cu_seqlens=cu_seqlens, backend=backend)
     a = torch.exp(decay)
-    y = read.to(x.dtype) * a[..., None] + (new * (queries * keys).sum(-1))[..., None] * x
+    y = read * a[..., None] + (new * (queries * keys).sum(-1))[..., None] * x
     k, v = sequences.last(keys, before.k) * sequences.last(new, zero)[..., None], sequences.last(x, before.v)
     h = sequences.last(a, zero + 1)[..., None, None] * W + k[..., None] * v[:, :, None]
     return y, h, sequences.last(angle, before.angle), keys
@@ -162,11 +160,14 @@ def unavailable(
     **states: Tensor | None,
 ) -> str | None:
     """Why `backend` of linear-recurrence cannot run the call, or None."""
-    # Only shapes, dtypes, devices and whether gradients are wanted are looked at: these are like q, k, v and g.
-    keys = B_bias.to(x.dtype).expand(*x.shape[:2], -1, -1)
+    # They look at shapes, dtypes, devices and whether gradients are wanted, and so do these.
+    floats = [t for t in (x, dt, A, B, C, trap, angles, B_bias, C_bias, D, initial_state) if t is not None]
+    like = x.new_empty(1, dtype=precise(*floats)).requires_grad_(any(t.requires_grad for t in floats))
+    keys = like.expand(*x.shape[:3], B.shape[3])
     return RECURRENCE.backends[backend].unavailable(
-        keys, keys, x, dt, initial_state=initial_state, reset=reset, cu_seqlens=cu_seqlens
-    )
+        keys, keys, like.expand(x.shape), like.expand(dt.shape),
+        initial_state=initial_state, reset=reset, cu_seqlens=cu_seqlens,
+    )  # fmt: skip
 
 
 def _per_head(part: Tensor, bias: Tensor) -> Tensor:

@@ -83,7 +83,7 @@ def mamba3(
             "initial_k": initial_k, "initial_v": initial_v,
         }  # fmt: skip
         return _one_by_one(cu_seqlens, per_token, states, B_bias=B_bias, C_bias=C_bias, D=D)
-    dtype, heads = precise(x, dt, A, B, C, trap, angles, initial_state), x.shape[2]
+    dtype, heads = precise(x, dt, A, B, C, trap, angles, B_bias, C_bias, D, initial_state), x.shape[2]
     u, dt, A, B, C, trap, angles = (tensor.to(dtype) for tensor in (x, dt, A, B, C, trap, angles))
     if lengths is not None:
         padding = torch.arange(x.shape[1], device=x.device) >= lengths[:, None]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from importlib import import_module
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from altx_kernels.op import Backend
 from altx_mamba.kernels.mamba3.reference import Result
-from altx_mamba.kernels.mamba_ssm import absent
+from altx_mamba.kernels.mamba_ssm import probe
 
 MODULE = "mamba_ssm.ops.triton.mamba3.mamba3_siso_combined"
 
@@ -88,4 +87,12 @@ def unavailable(
     return None
 
 
-MAMBA_SSM: Backend[Result] = Backend("mamba-ssm", mamba3, unavailable, partial(absent, MODULE, "mamba3_siso_combined"))
+def absent() -> str | None:
+    """Why mamba-ssm cannot be used on this machine, or None. A compiled graph knows it as a constant."""
+    return probe(MODULE, "mamba3_siso_combined")
+
+
+# All that torch.compiler.assume_constant_result does, but for the time that it takes to import the compiler.
+absent._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+MAMBA_SSM: Backend[Result] = Backend("mamba-ssm", mamba3, unavailable, absent)

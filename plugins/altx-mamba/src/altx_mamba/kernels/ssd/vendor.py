@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
 from importlib import import_module
 
 import torch
 from torch import Tensor
 
 from altx_kernels.op import Backend
-from altx_mamba.kernels.mamba_ssm import absent
+from altx_mamba.kernels.mamba_ssm import probe
 
 MODULE = "mamba_ssm.ops.triton.ssd_combined"
 CHUNK = 256
@@ -76,6 +75,12 @@ def unavailable(
     return None
 
 
-MAMBA_SSM: Backend[tuple[Tensor, Tensor]] = Backend(
-    "mamba-ssm", ssd, unavailable, partial(absent, MODULE, "mamba_chunk_scan_combined")
-)
+def absent() -> str | None:
+    """Why mamba-ssm cannot be used on this machine, or None. A compiled graph knows it as a constant."""
+    return probe(MODULE, "mamba_chunk_scan_combined")
+
+
+# All that torch.compiler.assume_constant_result does, but for the time that it takes to import the compiler.
+absent._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+MAMBA_SSM: Backend[tuple[Tensor, Tensor]] = Backend("mamba-ssm", ssd, unavailable, absent)
