@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from altx_kernels.arguments import precise
+from altx_kernels.autocast import no_autocast
 from altx_kernels.linear_recurrence import OP as RECURRENCE
 from altx_kernels.op import REFERENCE, Backend
 from altx_mamba.kernels.mamba3.angle import accumulate
@@ -134,11 +135,14 @@ def _step(tokens: Tokens, before: States, reset: Tensor | None) -> tuple[Tensor,
         h, angle, k, v = blank(reset, *(state[:, None] for state in before))
         h, angle, k, v = (state[:, 0] for state in (h, angle, k, v))
     angle = torch.remainder(angle + turns[:, 0], TURN)
-    keys, queries = rotate(keys, angle[:, None]), rotate(queries, angle[:, None])
+    key, query = rotate(torch.cat([keys, queries], 1), angle[:, None]).unbind(1)
     a = torch.exp(decay[:, 0])[..., None]
-    inputs = torch.stack([(old[:, 0, :, None] * a) * k, new[:, 0, :, None] * keys[:, 0]], 3)
-    h = a[..., None] * h + (inputs[..., None] * torch.stack([v, x[:, 0]], 2)[:, :, None]).sum(3)
-    return (queries[:, 0, :, :, None] * h).sum(2)[:, None], h, angle, keys
+    inputs = torch.stack([(old[:, 0, :, None] * a) * k, new[:, 0, :, None] * key], 3)
+    values = torch.stack([v, x[:, 0]], 2)
+    with no_autocast(x.device):
+        h = torch.baddbmm((a[..., None] * h).flatten(0, 1), inputs.flatten(0, 1), values.flatten(0, 1)).view(h.shape)
+        y = (query[:, :, None] @ h).transpose(1, 2)
+    return y, h, angle, key[:, None]
 
 
 def unavailable(
