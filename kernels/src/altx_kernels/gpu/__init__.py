@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -20,7 +21,7 @@ NEEDED = (8, 0)
 
 def absent() -> str | None:
     """Why this machine cannot run Triton kernels, or None."""
-    if find_spec("triton") is None:
+    if not _installed():
         return "triton is not installed"
     if INTERPRETED:
         return None
@@ -33,6 +34,12 @@ def absent() -> str | None:
 
 # A compiled graph knows it as a constant; see altx_kernels.native.library.
 absent._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@cache
+def _installed() -> bool:
+    # Looking through the import path takes as long as a small op.
+    return find_spec("triton") is not None
 
 
 def triton_backend(package: str, names: str, **widest: int) -> Backend[Any]:
