@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from altx_ntm.config import NTMConfig
-from altx_ntm.kernels import SCAN
 from altx_ntm.memory import NTM
 from pydantic import ValidationError
 from torch.nn import functional as F
@@ -178,16 +177,6 @@ def test_gradcheck(settings):
         return out.read.value[:, ctx.mask[0]], *out.state.leaves.values()
 
     assert torch.autograd.gradcheck(run, (x, *leaves))
-
-
-def test_the_training_backend_serves_the_default_order_only():
-    memory = make()
-    x = tokens()
-    parameters = memory._reads(x, x.dtype), memory._writes(x, x.dtype)
-    slots, fresh = memory._slots(memory.init_state(2), FRESH)
-    assert SCAN.choose(slots, fresh, *parameters).backend == "torch"
-    choice = SCAN.choose(slots, fresh, *parameters, write_first=True)
-    assert choice.backend == "reference" and "write-read" in choice.refused["torch"]
 
 
 class Recurrent(Layer):

@@ -14,8 +14,8 @@ from altx.memory import Memory, Read, Scan
 from altx.spec import BuildContext
 from altx.state import Leaf, State
 from altx_ntm.config import NTMConfig, capabilities
-from altx_ntm.kernels import SCAN, reference
-from altx_ntm.kernels.reference import Heads, Slots, Writes
+from altx_ntm.kernels import SCAN
+from altx_ntm.kernels.ntm.reference import Heads, Slots, Writes
 
 SPEC = {
     "memory": Leaf(kind="memory", fp32=True),
@@ -99,7 +99,7 @@ class NTM(Memory):
         if self.write_first:
             fresh = fresh._replace(memory=slots.memory)
         reads = self._reads(_real(q, ctx), slots.memory.dtype)
-        vectors, slots = reference.scan(slots, fresh, reads, None, mask=ctx.mask, reset=_resets(ctx))
+        vectors, slots = SCAN(slots, fresh, reads, None, mask=ctx.mask, reset=_resets(ctx))
         return self._value(vectors, q), state.replace(**slots._asdict())
 
     def write(self, u: Tensor, state: State, ctx: Context = FRESH) -> tuple[State, Mapping[str, Tensor]]:
@@ -110,7 +110,7 @@ class NTM(Memory):
         slots, fresh = self._slots(state, ctx)
         fresh = fresh._replace(read_address=slots.read_address)
         writes = self._writes(_real(u, ctx), slots.memory.dtype)
-        _, slots = reference.scan(slots, fresh, None, writes, mask=ctx.mask, reset=_resets(ctx))
+        _, slots = SCAN(slots, fresh, None, writes, mask=ctx.mask, reset=_resets(ctx))
         return state.replace(seen=advanced(state.seen, u, ctx), **slots._asdict()), {}
 
     def scan(self, x: Tensor, state: State, ctx: Context = FRESH) -> Scan:

@@ -1,7 +1,5 @@
-"""The NTM's time loop: `reference` to read beside the paper, `torch_scan` to train with."""
+"""The op of this plugin: `ntm`, the time loop of reads and writes."""
 
-from altx_kernels import Backend, Op
-from altx_ntm.kernels import reference, torch_scan
+from altx_ntm.kernels.ntm import SCAN
 
-SCAN = Op("ntm", reference.scan, [Backend("torch", torch_scan.scan, torch_scan.unavailable)])
-"""Reads and writes of T tokens, in the order asked for."""
+__all__ = ["SCAN"]

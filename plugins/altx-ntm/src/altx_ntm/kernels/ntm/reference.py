@@ -23,6 +23,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from altx_kernels.arguments import precise
+
 EPS = 1e-8
 
 
@@ -54,6 +56,23 @@ class Slots(NamedTuple):
     memory: Tensor
     read_address: Tensor
     write_address: Tensor
+
+
+def in_precision(
+    slots: Slots, fresh: Slots, reads: Heads | None, writes: Writes | None
+) -> tuple[Slots, Slots, Heads | None, Writes | None]:
+    """What `scan` takes, in the dtype that it computes in."""
+    values = [*slots, *fresh, *(reads or ()), *(writes.heads if writes else ()), *(writes[1:] if writes else ())]
+    dtype = precise(*values)
+    if all(value.dtype == dtype for value in values):
+        return slots, fresh, reads, writes
+
+    def cast(tensors: tuple[Tensor, ...]) -> list[Tensor]:
+        return [tensor.to(dtype) for tensor in tensors]
+
+    reads = reads and Heads(*cast(reads))
+    writes = writes and Writes(Heads(*cast(writes.heads)), writes.erase.to(dtype), writes.add.to(dtype))
+    return Slots(*cast(slots)), Slots(*cast(fresh)), reads, writes
 
 
 def unit(vector: Tensor) -> Tensor:
@@ -94,7 +113,7 @@ def scan(
     mask: Tensor | None = None,
     reset: Tensor | None = None,
 ) -> tuple[Tensor, Slots]:
-    """Run over T tokens.
+    """Run over T tokens, in float32 or, if any argument is in float64, in that.
 
     Args:
         slots: before the first token.
@@ -102,15 +121,19 @@ def scan(
         reads: (B, T, R, ...), or None to write only.
         writes: (B, T, H, ...), or None to read only.
         write_first: a token is written before it is read.
-        mask: (B, T) bool; a masked token changes nothing.
+        mask: (B, T) bool; a masked token changes nothing and reads 0.
         reset: (B, T) bool; only counts where the token is real.
 
     Returns:
-        What was read (B, T, R, W), with R = 0 when writing only, and the slots after the last token.
+        What was read (B, T, R, W) in the memory's dtype, with R = 0 when writing only, and the slots after the last
+        token in the dtype computed in.
     """
+    dtype = slots.memory.dtype
+    slots, fresh, reads, writes = in_precision(slots, fresh, reads, writes)
     batch, _, width = slots.memory.shape
     length = (reads.key if reads else writes.add if writes else slots.memory[:, :0]).shape[1]
-    vectors = [slots.memory.new_zeros(batch, 0, reads.key.shape[2] if reads else 0, width)]
+    # Something to concatenate even where nothing is read.
+    vectors = [slots.memory.new_zeros(batch, 0 if reads else length, reads.key.shape[2] if reads else 0, width)]
     for t in range(length):
         old = slots
         if reset is not None:
@@ -119,12 +142,13 @@ def scan(
             slots = _write(slots, writes, t)
         if reads:
             slots = slots._replace(read_address=address(slots.memory, slots.read_address, reads.at(t)))
-            vectors.append(read(slots.memory, slots.read_address)[:, None])
+            vector = read(slots.memory, slots.read_address)
+            vectors.append((vector if mask is None else torch.where(mask[:, t, None, None], vector, 0))[:, None])
         if writes and not write_first:
             slots = _write(slots, writes, t)
         if mask is not None:
             slots = _choose(mask[:, t], slots, old)
-    return torch.cat(vectors, 1), slots
+    return torch.cat(vectors, 1).to(dtype), slots
 
 
 def _write(slots: Slots, writes: Writes, t: int) -> Slots:

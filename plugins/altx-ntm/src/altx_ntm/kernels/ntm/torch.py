@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from altx_ntm.kernels.reference import EPS, Heads, Slots, Writes, unit
+from altx_ntm.kernels.ntm.reference import EPS, Heads, Slots, Writes, in_precision, unit
 
 SHARED = 1 << 17
 """Numbers in the memories of a batch from which a CPU's threads should share the work of one token."""
@@ -32,20 +32,25 @@ def unavailable(
         return "it addresses all heads at once, which order write-read does not allow"
     if reads is None or writes is None:
         return "it reads and writes in one loop"
+    if not reads.key.shape[1]:
+        return "there are no tokens"
     return None
 
 
 def scan(
     slots: Slots,
     fresh: Slots,
-    reads: Heads,
-    writes: Writes,
+    reads: Heads | None,
+    writes: Writes | None,
     *,
     write_first: bool = False,
     mask: Tensor | None = None,
     reset: Tensor | None = None,
 ) -> tuple[Tensor, Slots]:
-    """As `reference.scan`, for T > 0."""
+    """As `reference.scan`."""
+    dtype = slots.memory.dtype
+    slots, fresh, reads, writes = in_precision(slots, fresh, reads, writes)
+    assert reads is not None and writes is not None
     key, strength, gate, shift, sharpness = (
         torch.cat(pair, 2).transpose(0, 1).contiguous() for pair in zip(reads, writes.heads, strict=True)
     )
@@ -54,6 +59,7 @@ def scan(
     if mask is not None:
         hold = ~mask.T[..., None, None]
         erase, add = erase.masked_fill(hold, 0), add.masked_fill(hold, 0)
+        reset = None if reset is None or mask is None else reset & mask
     read, memory, address, *_ = _loop(
         strength * unit(key), gate, shift, sharpness, erase, add,
         slots.memory, torch.cat([slots.read_address, slots.write_address], 1),
@@ -61,7 +67,9 @@ def scan(
         hold, None if reset is None else reset.T[..., None, None],
     )  # fmt: skip
     heads = reads.key.shape[2]
-    return read.transpose(0, 1), Slots(memory, address[:, :heads], address[:, heads:])
+    if hold is not None:
+        read = read.masked_fill(hold, 0)
+    return read.transpose(0, 1).to(dtype), Slots(memory, address[:, :heads], address[:, heads:])
 
 
 @contextmanager

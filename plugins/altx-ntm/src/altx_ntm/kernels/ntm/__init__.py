@@ -1,0 +1,18 @@
+"""The NTM's time loop: `reference` to read beside the paper, the others to run."""
+
+from altx_kernels import Backend, Op
+from altx_ntm.kernels.ntm import cases, native, reference
+from altx_ntm.kernels.ntm import torch as batched
+
+SCAN = Op(
+    "ntm",
+    reference.scan,
+    [
+        Backend("native", native.scan, native.unavailable, native.LIBRARY.problem),
+        Backend("torch", batched.scan, batched.unavailable),
+    ],
+    summary="reads and writes of a Neural Turing Machine's memory, token by token",
+    examples=cases.examples,
+    workloads=cases.workloads,
+)
+"""Reads and writes of T tokens, in the order asked for."""
