@@ -54,12 +54,12 @@ def findings(results: list[Finding]) -> list[str]:
     """Lines about one op: a row for each backend, device and dtype, and what went wrong there."""
     rows: list[list[str]] = []
     details: list[list[str]] = []
-    absent = []
+    absent: list[list[str]] = []
     for finding in results:
         reason = f"skipped: {'; '.join(finding.skipped)}"
         where = [finding.backend, finding.device, finding.dtype]
         if not finding.device:
-            absent.append(f"{finding.backend}  {reason}".strip())
+            absent.append([finding.backend, reason] if finding.backend else [reason])
         elif finding.status != "skipped":
             verdict = paint("FAILED", "red") if finding.failures else paint("ok", "green")
             partly = f", {plural(sum(finding.skipped.values()), 'call')} {reason}" * bool(finding.skipped)
@@ -73,7 +73,7 @@ def findings(results: list[Finding]) -> list[str]:
     lines = []
     for line, detail in zip(table(rows, right=(3, 4)), details, strict=True):
         lines += [line, *(f"    {text}" for text in detail)]
-    return lines + absent
+    return lines + table(absent)
 
 
 def _error(finding: Finding) -> str:

@@ -42,7 +42,7 @@ def load_ops() -> tuple[Mapping[str, Op[Any]], list[dict[str, str]]]:
         try:
             component.load("build")
         except AltxError as error:
-            problems.append({"from": str(component), "reason": error.what})
+            problems.append({"from": str(component), "reason": error.what.removeprefix(f"{component}: ")})
     problems += [
         {"from": str(plugin), "reason": reason} for plugin in plugins.plugins for reason in plugin.errors
     ]  # fmt: skip

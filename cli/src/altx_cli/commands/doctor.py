@@ -90,8 +90,10 @@ def _pins_error() -> dict[str, str] | None:
 
     try:
         load_ops()
-    except (KernelError, AltxError) as error:
+    except KernelError as error:
         return {"what": error.what, "hint": error.hint}
+    except AltxError:
+        pass  # of the plugins, which are reported below
     return None
 
 

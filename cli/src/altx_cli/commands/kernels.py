@@ -74,10 +74,12 @@ def verify_ops(
     found: list[Finding] = []
     for op in chosen:
         own = [name for name in backend if name in op.backends] if backend else None
+        if not as_json:
+            print(op.name, flush=True)
         results = list(verify(op, own, dtypes=dtypes, devices=devices))
         found += results
         if not as_json:
-            print("\n".join([op.name, *(f"  {line}" for line in kernel_text.findings(results)), ""]), flush=True)
+            print("\n".join([*(f"  {line}" for line in kernel_text.findings(results)), ""]), flush=True)
     totals = Counter(finding.status for finding in found)
     if as_json:
         results_json = [asdict(finding) | {"status": finding.status} for finding in found]
