@@ -181,7 +181,7 @@ def test_the_primitive_is_what_torch_expects(grad):
     rest = (arguments["mask"], arguments["reset"], True, grad)
     both = (*reads, *writes.heads, writes.erase, writes.add, *slots, *fresh, *rest)
     torch.library.opcheck(native.FORWARD.op, both)
-    reading = (*reads, *7 * [None], *slots[:2], slots[2][:, :0], None, None, None, None, None, False, grad)
+    reading = (*reads, *7 * [None], *slots[:2], slots[2][:, :0].detach(), None, None, None, None, None, False, grad)
     torch.library.opcheck(native.FORWARD.op, reading)
 
 
