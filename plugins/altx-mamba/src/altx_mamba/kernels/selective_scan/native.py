@@ -155,8 +155,9 @@ def _backward_fake(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.has_initial, reset, bounds, ctx.softplus, _ = inputs
-    ctx.has_initial = ctx.has_initial is not None
+    *tensors, initial_state, reset, bounds, ctx.softplus, keep = inputs
+    assert keep, "without the states at chunks' starts there is no way back"
+    ctx.has_initial = initial_state is not None
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*tensors, reset, bounds, output[2])
 
