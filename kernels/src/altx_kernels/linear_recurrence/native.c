@@ -8,7 +8,8 @@
  * Decays are only ever multiplied with each other: no exponential grows, and resets and g = -inf need no care.
  *
  * A group's q k^T is computed once for all its heads. A task is a sequence, a group, and some of its units; a unit is a
- * head and a block of at most 64 value channels, whose part of the state, a slab (Kp, Vb), fits the first cache.
+ * head and a block of at most 96 value channels, whose part of the state, a slab (Kp, Vb), is
+ * meant for the first cache.
  * Matrices are padded with zeros: K to Kp and V to a multiple of Vb, so that no product has a rest; they have L columns
  * where their columns are tokens. A name that ends in T has its tokens (or value channels) as columns.
  */
@@ -170,7 +171,8 @@ static void open_head_one_decay(const Problem *p, Chunk *c) {
         real *M = c->M + t * L, a = c->a[t];
         for (int64_t s = 0; s < c->padded; s += LANES) vstore(M + s, t ? vload(M - L + s) * a : vset(0));
         M[t] = 1;
-        for (int64_t s = 0; s <= t; s += LANES) vstore(c->A + t * L + s, vload(M + s) * vload(c->products + t * L + s));
+        for (int64_t s = 0; s < up(t + 1, ROWS); s += LANES) /* as far as products of tiles read */
+            vstore(c->A + t * L + s, vload(M + s) * vload(c->products + t * L + s));
         c->e[t] = e *= a;
     }
     memcpy(c->w, c->M + (c->rows - 1) * L, (size_t)c->padded * sizeof(real));
@@ -544,7 +546,7 @@ static void backward_task(const Problem *p, Chunk *c, Grads *d, int64_t i) {
 static Problem problem(const real *q, const real *k, const real *v, const real *g, const uint8_t *reset,
                        const int64_t *bounds, int64_t N, int64_t H, int64_t G, int64_t K, int64_t V, int64_t sq,
                        int64_t sk, int64_t sv, int64_t sg, int64_t channel, int64_t chunk, int64_t splits) {
-    int64_t Vb = up(V < 64 ? V : 64, WIDE);
+    int64_t Vb = V <= 96 ? up(V, WIDE) : up(V, 96) < up(V, 64) ? 96 : 64;
     return (Problem){N, H, G, K, V, up(K, WIDE), Vb, (V + Vb - 1) / Vb, chunk, sq, sk, sv, sg, channel, splits,
                      q, k, v, g, reset, bounds};
 }

@@ -49,12 +49,9 @@ def linear_recurrence(
 ) -> tuple[Tensor, Tensor]:
     """As `reference.linear_recurrence`."""
     dtype, out = precise(q, k, v, g, initial_state), v.dtype
-    if not (q.dtype == k.dtype == out == dtype):
-        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
-    if g is not None:
-        g = g.to(dtype)
-    if initial_state is not None:
-        initial_state = initial_state.to(dtype)
+    q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+    g = None if g is None else g.to(dtype)
+    initial_state = None if initial_state is None else initial_state.to(dtype)
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, g, initial_state))
     o, S, _ = _forward(q, k, v, g, initial_state, reset, cu_seqlens, keep)
     return (o if out == dtype else o.to(out)), S
@@ -62,6 +59,8 @@ def linear_recurrence(
 
 def _by_token(x: Tensor) -> Tensor:
     """x (B, T, ...) with tokens at a fixed distance, each contiguous: x itself if it is, as slices of rows are."""
+    if x.is_contiguous():
+        return x
     inner = 1
     for size, stride in zip(reversed(x.shape[2:]), reversed(x.stride()[2:]), strict=True):
         if size > 1 and stride != inner:
@@ -76,10 +75,14 @@ def _sequences(v: Tensor, cu_seqlens: Tensor | None) -> int:
 
 def _kept(q: Tensor, v: Tensor, g: Tensor | None, cu_seqlens: Tensor | None) -> tuple[int, ...]:
     """Shape of the states that are kept for the backward pass, at the least; see kept_at in native.c."""
+    keys, values = q.shape[3], v.shape[3]
     wide = 128 // v.element_size()
-    block = min(-(-v.shape[3] // wide) * wide, 64)
-    chunks = v.shape[0] * v.shape[1] // _chunk(g) + _sequences(v, cu_seqlens)
-    return chunks, v.shape[2], -(-v.shape[3] // block), -(-q.shape[3] // wide) * wide, block
+    padded = _up(values, wide) if values <= 96 else min(_up(values, 64), _up(values, 96))
+    return v.shape[0] * v.shape[1] // _chunk(g) + _sequences(v, cu_seqlens), v.shape[2], _up(keys, wide), padded
+
+
+def _up(n: int, to: int) -> int:
+    return -(-n // to) * to
 
 
 def _chunk(g: Tensor | None) -> int:
@@ -89,8 +92,8 @@ def _chunk(g: Tensor | None) -> int:
 def _sizes(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, sequences: int) -> tuple[int, ...]:
     """What every C function takes after its pointers."""
     _, _, heads, values = v.shape
-    strides = q.stride(1), k.stride(1), v.stride(1), 0 if g is None else g.stride(1)
-    return sequences, heads, *q.shape[2:], values, *strides, int(g is not None and g.dim() == 4)
+    decays, channel = (0, 0) if g is None else (g.stride(1), int(g.dim() == 4))
+    return sequences, heads, *q.shape[2:], values, q.stride(1), k.stride(1), v.stride(1), decays, channel
 
 
 def _threads(q: Tensor, v: Tensor) -> int:
@@ -115,7 +118,7 @@ def _forward_impl(
     reset = None if reset is None else reset.contiguous()
     initial_state = None if initial_state is None else initial_state.contiguous()
     sequences, threads = _sequences(v, cu_seqlens), _threads(q, v)
-    o = torch.empty_like(v, memory_format=torch.contiguous_format)
+    o = torch.empty(v.shape, dtype=v.dtype)
     S = v.new_empty(sequences, v.shape[2], q.shape[3], v.shape[3])
     sizes = _sizes(q, k, v, g, sequences)
     if v.shape[1] == 1 and cu_seqlens is None and not keep:
