@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from altx_kernels.arguments import precise
+from altx_kernels.autocast import no_autocast
 from altx_kernels.packing import one_by_one
 
 CHUNK = 64
@@ -49,11 +50,12 @@ def linear_recurrence(
     os = []
     for start in range(0, v.shape[1], CHUNK):
         q_, k_, v_, g_, reset_ = (None if x is None else x[:, start : start + CHUNK] for x in (q, k, v, g, reset))
-        if wanted and v.shape[1] > 1:
-            o, S = checkpoint(_chunk, q_, k_, v_, g_, reset_, S, use_reentrant=False, preserve_rng_state=False)
-        else:
-            assert q_ is not None and k_ is not None and v_ is not None
-            o, S = _chunk(q_, k_, v_, g_, reset_, S)
+        with no_autocast(v.device):
+            if wanted and v.shape[1] > 1:
+                o, S = checkpoint(_chunk, q_, k_, v_, g_, reset_, S, use_reentrant=False, preserve_rng_state=False)
+            else:
+                assert q_ is not None and k_ is not None and v_ is not None
+                o, S = _chunk(q_, k_, v_, g_, reset_, S)
         os.append(o)
     return (torch.cat(os, 1) if os else v.clone()), S
 
