@@ -55,6 +55,7 @@ def findings(results: list[Finding]) -> list[str]:
     rows: list[list[str]] = []
     details: list[list[str]] = []
     absent: list[list[str]] = []
+    told: set[tuple[str, str]] = set()
     for finding in results:
         reason = f"skipped: {'; '.join(finding.skipped)}"
         where = [finding.backend, finding.device, finding.dtype]
@@ -62,9 +63,12 @@ def findings(results: list[Finding]) -> list[str]:
             absent.append([finding.backend, reason] if finding.backend else [reason])
         elif finding.status != "skipped":
             verdict = paint("FAILED", "red") if finding.failures else paint("ok", "green")
-            partly = f", {plural(sum(finding.skipped.values()), 'call')} {reason}" * bool(finding.skipped)
+            partly = f", {plural(sum(finding.skipped.values()), 'call')} skipped" * bool(finding.skipped)
             rows.append([*where, plural(finding.calls, "call"), _error(finding), verdict + partly])
-            details.append(_failures(finding.failures))
+            # Reasons are told once, not in every dtype.
+            new = [f"skipped: {text}" for text in finding.skipped if (finding.backend, text) not in told]
+            told |= {(finding.backend, text) for text in finding.skipped}
+            details.append(_failures(finding.failures) + new)
         elif rows and rows[-1][:2] == where[:2] and rows[-1][-1] == reason:
             rows[-1][2] += f", {finding.dtype}"
         else:
