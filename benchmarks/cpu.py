@@ -1,0 +1,308 @@
+"""What the Mamba family and the NTM cost on a CPU, beside their floors and the libraries people use, in one run.
+
+    python benchmarks/cpu.py [layers] [scaling] [memory] [decode] [ntm] [first-use] [--rounds 7] [--json out.json]
+
+Peers are measured where they are installed: transformers, mambapy. They get the same weights and inputs. The floor of
+a layer is its own linear maps as plain matrix products, that of decoding every weight in one matrix-vector product.
+Medians over interleaved rounds. A peer that takes over SLOW seconds is timed once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from layers import mixer, products
+from torch import Tensor, nn
+
+from altx.compose import compose
+from altx.context import Context
+
+DIM, LENGTH = 768, 1024
+OURS = ("altx", "its products")
+SLOW = 10.0
+Call = Callable[[], Any]
+
+
+def once(call: Call) -> float:
+    """Milliseconds of a call."""
+    start = time.perf_counter()
+    call()
+    return (time.perf_counter() - start) * 1e3
+
+
+def medians(calls: dict[str, Call], rounds: int) -> dict[str, float]:
+    """Median milliseconds of each, called in turns."""
+    spent: dict[str, list[float]] = {name: [] for name in calls}
+    slow = set()
+    for name, call in calls.items():
+        if (first := once(call)) > SLOW * 1e3:
+            spent[name].append(first)
+            slow.add(name)
+    for _ in range(rounds):
+        for name in calls.keys() - slow:
+            spent[name].append(once(calls[name]))
+    return {name: statistics.median(times) for name, times in spent.items()}
+
+
+def forward(call: Callable[[], Tensor]) -> Call:
+    def run() -> None:
+        with torch.no_grad():
+            call()
+
+    return run
+
+
+def training(call: Callable[[], Tensor]) -> Call:
+    return lambda: call().sum().backward()
+
+
+def peers(name: str, ours: nn.Module) -> dict[str, Callable[[Tensor], Tensor]]:
+    """The same layer in other libraries, with our weights."""
+    found: dict[str, Callable[[Tensor], Tensor]] = {}
+    try:
+        if name == "mamba":
+            from transformers import MambaConfig
+            from transformers.models.mamba.modeling_mamba import MambaMixer
+
+            theirs: nn.Module = MambaMixer(MambaConfig(hidden_size=DIM, num_hidden_layers=1), 0)
+        else:
+            from transformers import Mamba2Config
+            from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
+
+            config = Mamba2Config(hidden_size=DIM, num_heads=2 * DIM // 64, head_dim=64, n_groups=1, state_size=128)
+            theirs = Mamba2Mixer(config, 0)
+        theirs.load_state_dict(ours.state_dict())
+        found["transformers"] = theirs
+    except ImportError:
+        pass
+    try:
+        if name == "mamba":
+            from mambapy.mamba import MambaBlock, MambaConfig
+
+            other = MambaBlock(MambaConfig(d_model=DIM, n_layers=1))
+            other.load_state_dict(ours.state_dict())
+            found["mambapy"] = other
+    except ImportError:
+        pass
+    return found
+
+
+def layers(rounds: int) -> dict[str, Any]:
+    """Forward and forward + backward of one layer."""
+    report: dict[str, Any] = {}
+    for name in ("mamba", "mamba2", "mamba3"):
+        layer = mixer(name, DIM)
+        x = torch.randn(1, LENGTH, DIM, requires_grad=True)
+        calls: dict[str, Callable[[], Tensor]] = {
+            "altx": lambda layer=layer, x=x: layer(x).y,  # type: ignore[misc]
+            "its products": products(layer, 1, LENGTH),
+        }
+        for peer, theirs in peers(name, layer).items() if name != "mamba3" else ():
+            difference = (theirs(x) - layer(x).y).abs().max().item()
+            print(f"{name}: {peer} differs by {difference:.1e}", file=sys.stderr)
+            calls[peer] = lambda theirs=theirs, x=x: theirs(x)  # type: ignore[misc]
+        for mode, wrap in (("forward", forward), ("forward+backward", training)):
+            times = medians({key: wrap(call) for key, call in calls.items()}, rounds)
+            report[f"{name} {mode}"] = {
+                "ms": times,
+                "x products": times["altx"] / times["its products"],
+                **{f"x faster than {peer}": times[peer] / times["altx"] for peer in times if peer not in OURS},
+            }
+    return report
+
+
+def scaling(rounds: int) -> dict[str, Any]:
+    """Microseconds per token of the forward pass."""
+    report: dict[str, Any] = {}
+    for name in ("mamba", "mamba2", "mamba3"):
+        layer, per_token = mixer(name, DIM), {}
+        for length in (256, 1024, 4096, 16384, 65536):
+            x = torch.randn(1, length, DIM)
+            times = medians(
+                {"altx": forward(lambda layer=layer, x=x: layer(x).y)}, max(2, min(rounds, 65536 // length))
+            )
+            per_token[length] = times["altx"] * 1e3 / length
+        report[name] = {
+            "us per token": per_token,
+            "largest over smallest": max(per_token.values()) / min(per_token.values()),
+        }
+    return report
+
+
+def grown(name: str, length: int) -> None:
+    """Print by how many MiB a training step makes this process grow at its peak."""
+    layer = mixer(name, DIM)
+    x = torch.randn(1, 64, DIM, requires_grad=True)
+    layer(x).y.sum().backward()
+    x = torch.randn(1, length, DIM, requires_grad=True)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    layer(x).y.sum().backward()
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+def memory(rounds: int) -> dict[str, Any]:
+    """Peak growth in training, each in a process of its own."""
+    report: dict[str, Any] = {}
+    for name in ("mamba", "mamba2", "mamba3"):
+        mib = {}
+        for length in (1024, 2048, 4096, 8192, 16384):
+            code = f"import cpu; cpu.grown({name!r}, {length})"
+            run = subprocess.run(
+                [sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+            )
+            mib[length] = float(run.stdout)
+        report[name] = {"MiB": mib, "KiB per token": {t: m * 1024 / t for t, m in mib.items()}}
+    return report
+
+
+def decode(rounds: int) -> dict[str, Any]:
+    """One token of a model of 24 layers, batch 1: milliseconds."""
+    return {name: decoding(name, 3 * rounds) for name in ("mamba", "mamba2", "mamba3")}
+
+
+def decoding(name: str, rounds: int) -> dict[str, Any]:
+    vocab, depth, many = 50280, 24, 16
+    tokens = {"kind": "tokens", "vocab": vocab}
+    model = compose(
+        {"dim": DIM, "layers": depth, "mixer": name, "feed_forward": "none", "input": tokens}, seed=0
+    ).eval()
+    weights = [m.weight for m in model.modules() if isinstance(m, nn.Linear)]
+    if model.head is None:
+        weights.append(model.tied_weight)
+    inputs = [torch.randn(1, w.shape[1]) for w in weights]
+    prompt = torch.randint(vocab, (1, many))
+    state = model(prompt, Context(), model.init_state(1)).state
+
+    def step() -> None:
+        nonlocal state
+        state = model(prompt[:, :1], Context(donate_state=True), state).state
+
+    def stream() -> None:
+        for x, w in zip(inputs, weights, strict=True):
+            nn.functional.linear(x, w)
+
+    calls: dict[str, Call] = {"altx": step, "weights streamed once": stream}
+    theirs = their_model(name, vocab, depth)
+    if theirs is not None:
+
+        def generate(n: int) -> None:
+            theirs.generate(prompt, max_new_tokens=n, min_new_tokens=n, do_sample=False, pad_token_id=0)
+
+        calls["many"], calls["one"] = lambda: generate(many), lambda: generate(1)
+    with torch.inference_mode():
+        times = medians(calls, rounds)
+    if theirs is not None:
+        # What the other tokens cost: the prompt and the set-up drop out.
+        times["transformers generate"] = (times.pop("many") - times.pop("one")) / (many - 1)
+    report = {"ms": times, "x weights streamed once": times["altx"] / times["weights streamed once"]}
+    if theirs is not None:
+        report["x faster than transformers"] = times["transformers generate"] / times["altx"]
+    return report
+
+
+def their_model(name: str, vocab: int, depth: int) -> Any:
+    """A model of the same sizes in transformers, or None."""
+    try:
+        import transformers
+    except ImportError:
+        return None
+    shared = {"vocab_size": vocab, "hidden_size": DIM, "num_hidden_layers": depth}
+    if name == "mamba":
+        return transformers.MambaForCausalLM(transformers.MambaConfig(**shared)).eval()
+    if name == "mamba2":
+        config = transformers.Mamba2Config(**shared, num_heads=2 * DIM // 64, head_dim=64, n_groups=1, state_size=128)
+        return transformers.Mamba2ForCausalLM(config).eval()
+    return None
+
+
+def ntm(rounds: int) -> dict[str, Any]:
+    """Forward + backward of the NTM's time loop, per token: batch 16, 128 slots of width 20."""
+    from altx_ntm.kernels.ntm import SCAN
+
+    length = 128
+    workload = next(w for w in SCAN.workloads() if w.label == f"B=16 T={length} N=128 W=20")
+    arguments = workload.arguments(torch.device("cpu"), torch.float32)
+    times = medians(
+        {name: training(lambda name=name: SCAN(**arguments, backend=name)[0]) for name in SCAN.backends}, rounds
+    )
+    per_token = {name: ms / length for name, ms in times.items()}
+    return {
+        "ms per token": per_token,
+        **{f"x faster than {n}": per_token[n] / per_token["native"] for n in per_token if n != "native"},
+    }
+
+
+def first_use(rounds: int) -> dict[str, Any]:
+    """Seconds until a native op first returns: compiled, and found in the cache."""
+    code = (
+        "import time, torch\nfrom altx_mamba.kernels.{op} import native\nstart = time.perf_counter()\n"
+        "problem = native.LIBRARY.problem()\nassert problem is None, problem\nprint(time.perf_counter() - start)"
+    )
+    report: dict[str, Any] = {}
+    for op in ("selective_scan", "mamba_step"):
+        with tempfile.TemporaryDirectory() as cache:
+            os.chmod(cache, 0o700)
+            env = {**os.environ, "ALTX_CACHE": cache}
+            run = [sys.executable, "-c", code.format(op=op)]
+            seconds = [
+                float(subprocess.run(run, env=env, capture_output=True, text=True, check=True).stdout) for _ in range(3)
+            ]
+        report[op] = {"compiled, s": seconds[0], "from the cache, s": statistics.median(seconds[1:])}
+    return report
+
+
+SECTIONS = {
+    "layers": layers, "scaling": scaling, "memory": memory, "decode": decode, "ntm": ntm, "first-use": first_use
+}  # fmt: skip
+
+
+def show(value: Any, indent: int = 2) -> None:
+    """Print a report for people."""
+    for key, item in value.items():
+        if isinstance(item, dict) and any(isinstance(inner, dict) for inner in item.values()):
+            print(" " * indent + str(key))
+            show(item, indent + 2)
+        elif isinstance(item, dict):
+            print(" " * indent + f"{key}: " + ", ".join(f"{k} {v:.3g}" for k, v in item.items()))
+        else:
+            print(" " * indent + f"{key}: {item:.3g}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"any of {', '.join(SECTIONS)}; all if none")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    if unknown := set(args.sections) - SECTIONS.keys():
+        parser.error(f"there is no section {unknown.pop()!r}; there are {', '.join(SECTIONS)}")
+    where = {
+        "torch": torch.__version__, "threads": torch.get_num_threads(), "machine": platform.machine(),
+        "capability": torch.backends.cpu.get_cpu_capability(), "dim": DIM, "length": LENGTH, "dtype": "float32",
+    }  # fmt: skip
+    print(f"width {DIM}, {LENGTH} tokens, batch 1, float32, {where['threads']} threads, torch {where['torch']}")
+    report: dict[str, Any] = {"where": where}
+    for name in args.sections or SECTIONS:
+        torch.manual_seed(0)
+        print(name)
+        report[name] = SECTIONS[name](args.rounds)
+        show(report[name])
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
