@@ -170,7 +170,7 @@ def test_many_tokens_keep_few_memories():
     arguments = cases.call(1, 65, 8, 4)
     parameters = [*arguments["reads"], *arguments["writes"].heads, arguments["writes"].erase, arguments["writes"].add]
     result = native.FORWARD(*parameters, *arguments["slots"], None, None, None, None, None, False, True)
-    assert result[4].shape == (1, 5, 8, 4)
+    assert result[4].shape == (1, 5, 4, native.PAD)
 
 
 @pytest.mark.parametrize("grad", [True, False])

@@ -46,22 +46,44 @@ static void unshift(real *dA, const Look *k, const Work *w, const Heads *q, cons
     d->gate[i] = vsum(sum);
 }
 
-/* dM += d_similar key^T + where d_read^T - shrink M, and d_key = M d_similar; any of where and shrink may be NULL. */
-INLINE void into_memory(
-    real *restrict dM, const real *restrict M, const real *restrict d_similar, const real *key, real *d_key,
-    const real *restrict where, const real *d_read, const real *restrict shrink, const Problem *p
+/* `rows` rows of into_memory, 4 at most. */
+INLINE void into_block(
+    real *restrict dM, const real *restrict M, const real *restrict d_similar, const real *restrict key, real *d_key,
+    const real *restrict where, const real *restrict d_read, const real *restrict shrink, int64_t rows, int64_t P
 ) {
-    for (int64_t w = 0; w < p->W; w++) {
-        vec sum = vset(0);
-        for (int64_t n = 0; n < p->P; n += LANES) {
-            vec m = vload(M + w * p->P + n), d = vload(dM + w * p->P + n), s = vload(d_similar + n);
-            sum += s * m;
-            d += s * key[w];
-            if (where) d += vload(where + n) * d_read[w];
-            if (shrink) d -= vload(shrink + n) * m;
-            vstore(dM + w * p->P + n, d);
+    vec sum[4];
+    for (int64_t i = 0; i < rows; i++) sum[i] = vset(0);
+    for (int64_t n = 0; n < P; n += LANES) {
+        vec s = vload(d_similar + n), a = where ? vload(where + n) : s, q = shrink ? vload(shrink + n) : s;
+        for (int64_t i = 0; i < rows; i++) {
+            vec m = vload(M + i * P + n), d = vload(dM + i * P + n) + s * key[i];
+            sum[i] += s * m;
+            if (where) d += a * d_read[i];
+            if (shrink) d -= q * m;
+            vstore(dM + i * P + n, d);
         }
-        d_key[w] = vsum(sum);
+    }
+    for (int64_t i = 0; i < rows; i++) d_key[i] = vsum(sum[i]);
+}
+
+/* dM += d_similar key^T + where d_read^T - shrink M, and d_key = M d_similar; any of where and shrink may be NULL. */
+static void into_memory(
+    real *dM, const real *M, const real *d_similar, const real *key, real *d_key, const real *where, const real *d_read,
+    const real *shrink, int64_t W, int64_t P
+) {
+    int64_t w = 0;
+    for (; w + 4 <= W; w += 4) {
+        int64_t at = w * P;
+        if (where && shrink)
+            into_block(dM + at, M + at, d_similar, key + w, d_key + w, where, d_read + w, shrink, 4, P);
+        else if (shrink)
+            into_block(dM + at, M + at, d_similar, key + w, d_key + w, NULL, NULL, shrink, 4, P);
+        else
+            into_block(dM + at, M + at, d_similar, key + w, d_key + w, where, where ? d_read + w : NULL, NULL, 4, P);
+    }
+    for (; w < W; w++) {
+        const real *vector = where ? d_read + w : NULL;
+        into_block(dM + w * P, M + w * P, d_similar, key + w, d_key + w, where, vector, shrink, 1, P);
     }
 }
 
@@ -94,12 +116,9 @@ static void unlook(
         }
         d->strength[i] = vsum(strength);
         const real *shrink = h == q->heads - 1 ? work->shrink : NULL;
-        if (vectors && shrink)
-            into_memory(dM, M, work->d_similar, key, d->key + i * W, work->where, vectors, work->shrink, p);
-        else
-            into_memory(
-                dM, M, work->d_similar, key, d->key + i * W, vectors ? work->where : NULL, vectors, shrink, p
-            );
+        into_memory(
+            dM, M, work->d_similar, key, d->key + i * W, vectors ? work->where : NULL, vectors, shrink, W, P
+        );
         /* The key's own length: sum of d_cosine cosine, times key / |key|^2. */
         const real along = q->strength[i] * d->strength[i] * scale * scale;
         for (int64_t w = 0; w < W; w++) d->key[i * W + w] -= along * key[w];
@@ -112,23 +131,35 @@ static void unadd(real *d_add, real *dA, const real *dM, const real *where, cons
     columns(dA, dM, add, p->W, p->P, 1);
 }
 
+/* `rows` rows of unerase, 4 at most. */
+INLINE void unerase_block(
+    real *d_erase, real *restrict dA, real *restrict dM, const real *restrict stage, const real *restrict where,
+    const real *restrict erase, int64_t rows, int64_t P
+) {
+    vec sum[4];
+    for (int64_t i = 0; i < rows; i++) sum[i] = vset(0);
+    for (int64_t n = 0; n < P; n += LANES) {
+        vec a = vload(where + n), d_where = vload(dA + n);
+        for (int64_t i = 0; i < rows; i++) {
+            vec d = vload(dM + i * P + n), product = d * vload(stage + i * P + n);
+            sum[i] -= a * product;
+            d_where -= product * erase[i];
+            vstore(dM + i * P + n, d - d * (a * erase[i]));
+        }
+        vstore(dA + n, d_where);
+    }
+    for (int64_t i = 0; i < rows; i++) d_erase[i] = vsum(sum[i]);
+}
+
 /* Equation (3), one head that erased from `stage`: the same, and dM becomes the gradient of `stage`. */
 static void unerase(
-    real *restrict d_erase, real *restrict dA, real *restrict dM, const real *restrict stage, const real *restrict where,
-    const real *erase, const Problem *p
+    real *d_erase, real *dA, real *dM, const real *stage, const real *where, const real *erase, const Problem *p
 ) {
     const int64_t P = p->P;
-    for (int64_t w = 0; w < p->W; w++) {
-        vec sum = vset(0);
-        const real e = erase[w];
-        for (int64_t n = 0; n < P; n += LANES) {
-            vec d = vload(dM + w * P + n), product = d * vload(stage + w * P + n), a = vload(where + n);
-            sum -= a * product;
-            vstore(dA + n, vload(dA + n) - e * product);
-            vstore(dM + w * P + n, d - d * (a * e));
-        }
-        d_erase[w] = vsum(sum);
-    }
+    int64_t w = 0;
+    for (; w + 4 <= p->W; w += 4)
+        unerase_block(d_erase + w, dA, dM + w * P, stage + w * P, where, erase + w, 4, P);
+    for (; w < p->W; w++) unerase_block(d_erase + w, dA, dM + w * P, stage + w * P, where, erase + w, 1, P);
 }
 
 /* Equations (4) and (3) of token t. stages: room for V-1 memories. */
@@ -188,7 +219,7 @@ static void backward_row(
     for (int64_t start = (p->T - 1) / p->chunk * p->chunk; p->T && start >= 0; start -= p->chunk) {
         int64_t stop = start + p->chunk < p->T ? start + p->chunk : p->T, real_tokens = 0;
         /* The memory before each real token, one after the other. */
-        turn_in(memories, checkpoints + start / p->chunk * N * p->W, p);
+        copy(memories, checkpoints + start / p->chunk * size, size);
         for (int64_t t = start, last = -1; t < stop; t++) {
             if (p->mask && !p->mask[t]) continue;
             real *M = memories + real_tokens++ * size;
@@ -262,7 +293,7 @@ EXPORT void FN(ntm_backward)(
             if (d_last_write_address) spread_out(dA + R * P, d_last_write_address + b * V * N, V, &p);
             if (reset) turn_in(fresh_M, fresh_memory + b * N * W, &p);
             backward_row(
-                &p, &d, dM, dA, fresh_dM, fresh_dA, checkpoints + b * chunks * N * W, addresses + b * T * H * N,
+                &p, &d, dM, dA, fresh_dM, fresh_dA, checkpoints + b * chunks * size, addresses + b * T * H * N,
                 initial + b * H * N, fresh_M, fresh ? fresh + b * H * N : NULL, own
             );
             turn_out(d_memory + b * N * W, dM, &p);

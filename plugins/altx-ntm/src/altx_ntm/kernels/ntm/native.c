@@ -212,17 +212,27 @@ static void erase_memory(real *to, const real *M, const real *where, const real 
         }
 }
 
+INLINE void write_block(
+    real *to, const real *M, const real *where, const real *erase, const real *add, int64_t rows, int64_t V, int64_t W,
+    int64_t P
+) {
+    for (int64_t n = 0; n < P; n += LANES)
+        for (int64_t i = 0; i < rows; i++) {
+            vec m = vload(M + i * P + n);
+            for (int64_t v = 0; v < V; v++) m -= m * (vload(where + v * P + n) * erase[v * W + i]);
+            for (int64_t v = 0; v < V; v++) m += vload(where + v * P + n) * add[v * W + i];
+            vstore(to + i * P + n, m);
+        }
+}
+
 /* Equations (3) and (4): to = what the write heads make of M in token t. */
 static void write_memory(real *to, const real *M, const real *where, int64_t t, const Problem *q) {
-    const int64_t V = q->writes.heads, P = q->P;
-    const real *erase = q->erase + t * V * q->W, *add = q->add + t * V * q->W;
-    for (int64_t w = 0; w < q->W; w++)
-        for (int64_t n = 0; n < P; n += LANES) {
-            vec m = vload(M + w * P + n);
-            for (int64_t v = 0; v < V; v++) m -= m * (vload(where + v * P + n) * erase[v * q->W + w]);
-            for (int64_t v = 0; v < V; v++) m += vload(where + v * P + n) * add[v * q->W + w];
-            vstore(to + w * P + n, m);
-        }
+    const int64_t V = q->writes.heads, P = q->P, W = q->W;
+    const real *erase = q->erase + t * V * W, *add = q->add + t * V * W;
+    int64_t w = 0;
+    if (V == 1)
+        for (; w + 4 <= W; w += 4) write_block(to + w * P, M + w * P, where, erase + w, add + w, 4, 1, W, P);
+    for (; w < W; w++) write_block(to + w * P, M + w * P, where, erase + w, add + w, 1, V, W, P);
 }
 
 static void write_token(real *M, real *where, const Look *k, int64_t t, const Problem *q) {
@@ -270,7 +280,7 @@ static void forward_row(
     Look k = looking(&scratch, q->P, most_shifts(q));
     real *where = A + R * q->P;
     for (int64_t t = 0; t < q->T; t++) {
-        if (checkpoints && t % q->chunk == 0) turn_out(checkpoints + t / q->chunk * q->N * q->W, M, q);
+        if (checkpoints && t % q->chunk == 0) copy(checkpoints + t / q->chunk * size, M, size);
         real *vectors = read + t * R * q->W;
         if (q->mask && !q->mask[t]) {
             memset(vectors, 0, (size_t)(R * q->W) * sizeof(real));
@@ -311,7 +321,7 @@ static void forward_row(
     }
 
 /* Shapes as in reference.py. Memory (B, N, W) and addresses (B, R or V, N) before, fresh, and after; read (B, T, R, W).
- * For the adjoint, or NULL: checkpoints (B, ceil(T / chunk), N, W), the memory before every chunk-th token; addresses
+ * For the adjoint, or NULL: checkpoints (B, ceil(T / chunk), W, P), the memory before every chunk-th token; addresses
  * (B, T, R+V, N) after each token. scratch: (threads, scratch_size). */
 EXPORT void FN(ntm)(
     PROBLEM_PARAMETERS, const real *memory, const real *read_address, const real *write_address,
@@ -341,7 +351,7 @@ EXPORT void FN(ntm)(
             }
             forward_row(
                 &q, M, A, fresh, fresh_A, read + b * T * R * W,
-                checkpoints ? checkpoints + b * chunks * N * W : NULL, addresses ? addresses + b * T * H * N : NULL, own
+                checkpoints ? checkpoints + b * chunks * W * P : NULL, addresses ? addresses + b * T * H * N : NULL, own
             );
             turn_out(last_memory + b * N * W, M, &q);
             close_up(last_read_address + b * R * N, A, R, &q);

@@ -97,6 +97,10 @@ def _threads(sizes: tuple[int, ...]) -> int:
     return max(1, min(batch, torch.get_num_threads())) if batch * tokens * slots * width >= SERIAL else 1
 
 
+def _padded(slots: int) -> int:
+    return -(-slots // PAD) * PAD
+
+
 def _chunk(tokens: int) -> int:
     return max(1, min(CHUNK, tokens))
 
@@ -117,7 +121,7 @@ def _forward(
     results = _results(parameters, memory, read_address, write_address, save)
     sizes = _sizes(parameters, memory)
     tokens, slots, width, readers, writers, *shifts = sizes[1:]
-    padded, threads = -(-slots // PAD) * PAD, _threads(sizes)
+    padded, threads = _padded(slots), _threads(sizes)
     scratch = (2 * width + 2 * (readers + writers) + 5) * padded + max(shifts) + PAD
     states = (memory, read_address, write_address, fresh_memory, fresh_read_address, fresh_write_address)
     LIBRARY.call(
@@ -139,7 +143,7 @@ def _results(
         memory.new_empty(memory.shape),
         memory.new_empty(read_address.shape),
         memory.new_empty(write_address.shape),
-        memory.new_empty(batch, chunks, slots, width) if save else memory.new_empty(0),
+        memory.new_empty(batch, chunks, width, _padded(slots)) if save else memory.new_empty(0),
         memory.new_empty(batch, tokens, readers + writers, slots) if save else memory.new_empty(0),
     )
 
@@ -165,9 +169,9 @@ def _backward(
         write_key, write_strength, write_gate, write_shift, write_sharpness, erase, add,
     ]  # fmt: skip
     gradients = _gradients(parameters, checkpoints, read_address, write_address, mask is not None)
-    sizes = _sizes(parameters, checkpoints[:, 0] if checkpoints.shape[1] else gradients[12])
+    sizes = _sizes(parameters, gradients[12])
     tokens, slots, width, readers, writers, *shifts = sizes[1:]
-    padded, threads, chunk = -(-slots // PAD) * PAD, _threads(sizes), _chunk(tokens)
+    padded, threads, chunk = _padded(slots), _threads(sizes), _chunk(tokens)
     scratch = (width * (chunk + 4 + writers) + 2 * readers + 3 * writers + 10) * padded + 2 * (max(shifts) + PAD)
     fresh = None
     if fresh_read_address is not None and fresh_write_address is not None:
@@ -187,8 +191,8 @@ def _gradients(
     """Room for what `_backward` returns."""
     room = checkpoints.new_zeros if masked else checkpoints.new_empty
     gradients = [checkpoints.new_empty(0) if p is None else room(p.shape) for p in parameters]
-    batch, _, *shape = checkpoints.shape
-    states = [(batch, *shape), read_address.shape, write_address.shape]
+    batch, _, width, _ = checkpoints.shape
+    states = [(batch, read_address.shape[2], width), read_address.shape, write_address.shape]
     return gradients + [checkpoints.new_empty(size) for size in (*states, *states)]
 
 
