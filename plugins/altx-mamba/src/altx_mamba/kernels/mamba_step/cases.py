@@ -14,8 +14,11 @@ from altx_kernels.examples import Example, Workload, randn
 def arguments(rows: int, width: int, inner: int, size: int, taps: int, rank: int, bias: bool = True) -> dict[str, Any]:
     """Arguments of `mamba_step` in float64."""
 
+    def scaled(scale: float, *shape: int, seed: int) -> Tensor:
+        return (scale * randn(*shape, seed=seed)).detach().requires_grad_()
+
     def matrix(out: int, into: int, seed: int) -> Tensor:
-        return (randn(out, into, seed=seed) / into**0.5).detach().requires_grad_()
+        return scaled(into**-0.5, out, into, seed=seed)
 
     return {
         "x": randn(rows, width, seed=1),
@@ -27,8 +30,8 @@ def arguments(rows: int, width: int, inner: int, size: int, taps: int, rank: int
         "conv_bias": randn(inner, seed=5) if bias else None,
         "x_weight": matrix(rank + 2 * size, inner, 6),
         "dt_weight": matrix(inner, rank, 7),
-        "dt_bias": randn(inner, seed=8),
-        "A_log": randn(inner, size, seed=9),
+        "dt_bias": scaled(0.3, inner, seed=8),
+        "A_log": scaled(0.3, inner, size, seed=9),
         "D": randn(inner, seed=10),
         "out_weight": matrix(width, inner, 13),
         "out_bias": None if bias else randn(width, seed=14),
@@ -36,7 +39,7 @@ def arguments(rows: int, width: int, inner: int, size: int, taps: int, rank: int
 
 
 def examples() -> Iterator[Example]:
-    for sizes in ((1, 3, 5, 3, 4, 2), (3, 21, 40, 16, 4, 5), (2, 16, 33, 17, 1, 1), (0, 4, 8, 4, 2, 1)):
+    for sizes in ((1, 3, 5, 3, 4, 2), (3, 21, 40, 16, 4, 5), (2, 16, 33, 17, 1, 3), (0, 4, 8, 4, 2, 1)):
         label = "B={} M={} E={} N={} K={} R={}".format(*sizes)
         yield Example(label, arguments(*sizes))
         yield Example(f"{label} norm", {**arguments(*sizes, bias=False), "inner_norm_eps": 1e-6})
