@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 
 def test_list_names_every_component_with_its_plugin(altx):
@@ -117,6 +118,22 @@ def test_doctor_in_words(altx):
     assert result.exit_code == 0
     for word in ("altx", "python", "torch", "compiler", "ALTX_PLUGINS", "altx-toy 1.0"):
         assert word in result.stdout
+
+
+def test_doctor_says_what_native_kernels_run_with_or_why_they_do_not(altx, monkeypatch, tmp_path):
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("ALTX_CACHE", str(cache))
+    monkeypatch.delenv("ALTX_NATIVE", raising=False)
+    native = json.loads(altx("doctor", "--json").stdout)["native"]
+    assert native["problem"] is None and native["threads"] >= 1
+    assert native["library"].startswith(native["cache"]["path"]) and native["cache"]["libraries"] == 1
+    assert f"{cache / 'native'}: 1 compiled" in altx("doctor").stdout
+    cache.chmod(0o777)
+    assert f"refused: {cache}, where compiled kernels are kept, can be written to" in altx("doctor").stdout
+    monkeypatch.setenv("ALTX_CACHE", str(tmp_path / "cache" / "native" / os.listdir(cache / "native")[0]))
+    assert "cannot be written to; every process compiles anew" in altx("doctor").stdout
+    monkeypatch.setenv("ALTX_NATIVE", "off")
+    assert "not usable, kernels run in PyTorch: switched off by ALTX_NATIVE=off" in altx("doctor").stdout
 
 
 def test_doctor_still_reports_when_plugins_cannot_be_read(altx, monkeypatch):

@@ -161,7 +161,7 @@ def _native_facts(native: dict[str, Any]) -> list[list[str]]:
         elif not native["problem"] and not native["library"]:
             rows += [["cache", f"{cache['path'] or 'none'}: cannot be written to; every process compiles anew"]]
         else:
-            rows += [["cache", f"{cache['path']}: {cache['libraries']} libraries, {cache['bytes'] / 1e6:.1f} MB"]]
+            rows += [["cache", f"{cache['path']}: {cache['libraries']} compiled, {cache['bytes'] / 1e6:.1f} MB"]]
     return rows
 
 
