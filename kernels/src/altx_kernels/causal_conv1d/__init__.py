@@ -7,6 +7,7 @@ from torch import Tensor
 from altx_kernels.causal_conv1d import cases, native, reference, vendor
 from altx_kernels.causal_conv1d import torch as chunked
 from altx_kernels.causal_conv1d.check import check
+from altx_kernels.gpu import triton_backend
 from altx_kernels.op import Backend, Op
 
 NAME = "causal-conv1d"
@@ -15,6 +16,7 @@ CAUSAL_CONV1D: Op[tuple[Tensor, Tensor]] = Op(
     NAME,
     reference=reference.causal_conv1d,
     backends=[
+        triton_backend("altx_kernels.causal_conv1d", "x weight bias initial_state"),
         Backend("causal_conv1d", vendor.causal_conv1d, vendor.unavailable, vendor.absent),
         Backend("native", native.causal_conv1d, native.unavailable, native.LIBRARY.problem),
         Backend("torch", chunked.causal_conv1d),

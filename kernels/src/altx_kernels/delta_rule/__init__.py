@@ -8,6 +8,7 @@ from torch import bool as boolean  # this package's own torch is a backend
 from altx_kernels.arguments import check_floats, check_shapes
 from altx_kernels.delta_rule import cases, native, reference, vendor
 from altx_kernels.delta_rule.torch import delta_rule as chunked
+from altx_kernels.gpu import triton_backend
 from altx_kernels.op import Backend, KernelError, Op
 from altx_kernels.packing import check_cu_seqlens
 
@@ -18,6 +19,8 @@ DELTA_RULE: Op[tuple[Tensor, Tensor]] = Op(
     reference=reference.delta_rule,
     backends=[
         Backend("fla", vendor.delta_rule, vendor.unavailable, vendor.absent),
+        # Token by token, which chunks beat over long sequences.
+        triton_backend("altx_kernels.delta_rule", "q k v a b g", q=256),
         Backend("native", native.delta_rule, native.unavailable, native.LIBRARY.problem),
         Backend("torch", chunked),
     ],

@@ -7,6 +7,7 @@ from torch import bool as boolean
 
 from altx_kernels import Backend, KernelError, Op
 from altx_kernels.arguments import check_floats, check_shapes
+from altx_kernels.gpu import triton_backend
 from altx_kernels.packing import check_cu_seqlens
 from altx_mamba.kernels.selective_scan import cases, native, reference, torch, vendor
 
@@ -14,6 +15,7 @@ OP: Op[tuple[Tensor, Tensor]] = Op(
     "selective-scan",
     reference.selective_scan,
     [
+        triton_backend("altx_mamba.kernels.selective_scan", "x dt A B C D z dt_bias", A=256),
         Backend("mamba_ssm", vendor.selective_scan, vendor.unavailable, vendor.absent),
         Backend("native", native.selective_scan, native.unavailable, native.LIBRARY.problem),
         Backend("torch", torch.selective_scan),
