@@ -157,14 +157,20 @@ def test_threads_change_nothing_but_the_order_of_sums_over_channels():
 
 
 @NATIVE
-def test_states_are_kept_for_gradients_only_and_few():
+def test_states_are_kept_for_gradients_only_and_few(monkeypatch):
     values = arguments(2, 64, 20, 4, dtype=torch.float32, grad=True)
-    tensors = [values[name] for name in ("x", "dt", "A", "B", "C")] + [None] * 6
+    tensors = [values[name].detach() for name in ("x", "dt", "A", "B", "C")] + [None] * 6
     assert native.FORWARD(*tensors, False, False)[2].numel() == 0
     # One in 16 tokens, and one for each sequence's last, shorter chunk; channels rounded up to 32.
     assert native.FORWARD(*tensors, False, True)[2].shape == (2 * 64 // 16 + 2, 32 * 4)
+    asked = []
+    forward = native.FORWARD
+    monkeypatch.setattr(native, "FORWARD", lambda *args: asked.append(args[-1]) or forward(*args))
+    OP(**values, backend="native")
     with torch.no_grad():
         y, h = OP(**values, backend="native")
+    OP(**arguments(2, 64, 20, 4), backend="native")
+    assert asked == [True, False, False]
     assert not y.requires_grad and not h.requires_grad
 
 
