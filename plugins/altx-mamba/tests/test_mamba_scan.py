@@ -238,6 +238,16 @@ def test_what_does_not_fit_is_refused_in_words():
             selective_scan(**(values | {name: value}))
 
 
+@NATIVE
+def test_bounds_out_of_bounds_are_refused_in_a_compiled_graph_too():
+    values = arguments(1, 20, 5, 3, cuts=[0, 4, 20], dtype=torch.float32)
+    compiled = torch.compile(selective_scan, fullgraph=True, backend="eager")
+    compiled(**values)
+    with pytest.raises(KernelError, match="does not rise from 0 to the 20 tokens"):
+        compiled(**(values | {"cu_seqlens": torch.tensor([0, 4, 2000])}))
+    torch._dynamo.reset()
+
+
 def test_native_code_declines_what_is_not_on_the_cpu():
     values = {name: value.to("meta") for name, value in arguments(1, 2, 3, 2).items() if torch.is_tensor(value)}
     assert "meta" in native.unavailable(**values)

@@ -16,7 +16,7 @@ OP: Op[tuple[Tensor, Tensor]] = Op(
     reference.selective_scan,
     [
         triton_backend("altx_mamba.kernels.selective_scan", "x dt A B C D z dt_bias", A=256),
-        Backend("mamba_ssm", vendor.selective_scan, vendor.unavailable, vendor.absent),
+        Backend("mamba-ssm", vendor.selective_scan, vendor.unavailable, vendor.absent),
         Backend("native", native.selective_scan, native.unavailable, native.LIBRARY.problem),
         Backend("torch", torch.selective_scan),
     ],

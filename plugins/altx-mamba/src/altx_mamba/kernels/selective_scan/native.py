@@ -10,6 +10,7 @@ from torch import Tensor
 
 from altx_kernels.arguments import precise
 from altx_kernels.native import Library
+from altx_kernels.packing import check_cu_seqlens
 from altx_kernels.primitive import Primitive
 
 INPUTS = "pi" * 5 + "ppp" + "pp" + "iiiii"
@@ -106,6 +107,7 @@ def _forward(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, dt_bias: Tensor | None,
     initial_state: Tensor | None, reset: Tensor | None, bounds: Tensor | None, softplus: bool, keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    check_cu_seqlens(x, bounds)  # once more, since a compiled graph does not look at values, and C does not ask
     inputs = _inputs(x, dt, A, B, C, D, z, dt_bias, reset, bounds, softplus)
     y, last, kept = _forward_fake(x, dt, A, B, C, D, z, dt_bias, initial_state, reset, bounds, softplus, keep)
     work = x.new_empty(_padded(A) * (2 * A.shape[1] + 1))
