@@ -182,6 +182,20 @@ def test_slices_of_one_projection_are_read_where_they_lie(decay, backend):
     torch.testing.assert_close((o, S), expected, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.parametrize("decay", ["head", "channel"])
+def test_a_state_that_fades_away_becomes_zero_and_never_denormal(decay):
+    arguments = call(decay, 1, 300, 2, 1, 8, 8, dtype=torch.float32, state=True)
+    with torch.no_grad():
+        arguments["k"].zero_()
+        arguments["g"].fill_(-1.0)
+        for length in (1, 70, 95, 300):
+            piece = {name: arguments[name][:, :length] for name in "qkvg"}
+            piece["initial_state"] = torch.full((1, 2, 8, 8), 1e-38 if length == 1 else 1.0)
+            _, S = linear_recurrence(**piece, backend="native")
+            assert not ((S > 0) & (S < torch.finfo(torch.float32).tiny)).any()
+            assert bool(S.any()) == (length == 70)
+
+
 def test_slices_of_a_projection_are_not_copied():
     projection = torch.zeros(2, 9, 60)
     x = projection[..., 20:50].unflatten(2, (3, 10))
