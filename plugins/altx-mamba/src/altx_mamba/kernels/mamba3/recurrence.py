@@ -119,7 +119,8 @@ def _sequence(
     if reset is not None:
         g, k, v = blank(reset, g, k, v)
     # In float32 at least: the gradient of an angle is a small difference of large ones, which bfloat16 would lose.
-    read, W = RECURRENCE(queries, k, v, g, initial_state=before.h, reset=reset, cu_seqlens=cu_seqlens, backend=backend)
+    run = RECURRENCE.backends[backend].fn
+    read, W = run(queries, k, v, g, initial_state=before.h, reset=reset, cu_seqlens=cu_seqlens)
     a = torch.exp(decay)
     y = read * a[..., None] + (new * (queries * keys).sum(-1))[..., None] * x
     k, v = sequences.last(keys, before.k) * sequences.last(new, zero)[..., None], sequences.last(x, before.v)

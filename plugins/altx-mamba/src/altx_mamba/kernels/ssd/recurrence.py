@@ -26,7 +26,8 @@ def ssd(
 ) -> tuple[Tensor, Tensor]:
     """As `reference.ssd`, with `backend` of linear-recurrence: q = C, k = B, v = dt x, g = dt A."""
     v, g = (x * dt[..., None]).to(x.dtype), dt.to(precise(dt)) * A
-    y, h = RECURRENCE(C, B, v, g, initial_state=initial_state, reset=reset, cu_seqlens=cu_seqlens, backend=backend)
+    run = RECURRENCE.backends[backend].fn
+    y, h = run(C, B, v, g, initial_state=initial_state, reset=reset, cu_seqlens=cu_seqlens)
     return y if D is None else y + (D[:, None] * x).to(y.dtype), h
 
 
