@@ -18,19 +18,21 @@
  */
 #include "altx.h"
 
-#define CHUNK 32
+#define CHUNK 64
 #define VECTORS (VECTOR_BYTES == 64 ? 4 : 2)
 #define SLAB (VECTORS * LANES)
 /* Columns that a register block of the backward pass holds, and those whose states of a chunk fit the second cache. */
 #define COLUMNS (VECTOR_BYTES == 64 ? 8 : 4)
-#define BLOCK 32
+#define BLOCK 16
 
 enum { NO_DECAY, PER_HEAD, PER_KEY };
 
 INLINE int64_t least(int64_t x, int64_t y) { return x < y ? x : y; }
 INLINE int64_t pieces(int64_t n, int64_t size) { return (n + size - 1) / size; }
 
-static real *scratch(int64_t numbers) { return aligned_alloc(64, (size_t)pieces(numbers * sizeof(real), 64) * 64 + 64); }
+static real *scratch(int64_t numbers) {
+    return aligned_alloc(64, (size_t)(pieces(numbers, LANES * 16) * LANES * 16) * sizeof(real));
+}
 
 /* vsum, fast. */
 INLINE real vtotal(vec v) {
@@ -94,7 +96,7 @@ typedef struct {
 } Results;
 
 /* Tokens [t, stop), at most a chunk, of columns [c, c + SLAB) of one head. S (K, SLAB) holds the state before and
- * after, except that the state of the sequence's first token may come from `first` and that of its last go to `last`. */
+ * after, but that the state before may come from `first` instead, and the one after go to `last`. */
 INLINE void slab(const Call *p, Results r, int64_t h, int64_t t, int64_t stop, int64_t c, const real *e, real *S,
                  const real *first, real *last, int decay) {
     if (t == stop) return;
@@ -193,11 +195,11 @@ enum { Q, A, B, KEY, E, ROWS };
 enum { VALUE, DY, U, COLS };
 
 typedef struct {
-    real *rows[ROWS], *grads[ROWS], *cols[COLS];
+    real *rows[ROWS], *grads[ROWS], *cols[COLS]; /* [CHUNK][vectors * LANES], [CHUNK][columns] */
     real *before; /* P_t of a block, [CHUNK][K / LANES][BLOCK][LANES], each token a bit further */
     real *S, *D;  /* of all blocks: the state that was kept, and its gradient */
     real *zeros;  /* as many as a row has, or a block */
-    int64_t vectors;
+    int64_t vectors, columns;
 } Work;
 
 typedef struct {
@@ -236,7 +238,7 @@ static void rows_in(const real *from, int64_t stride, int64_t n, int64_t width, 
 INLINE int64_t states_stride(int64_t vectors) { return (vectors * BLOCK + COLUMNS) * LANES; }
 
 /* P_t of n tokens for the columns [c, c + COLUMNS) of a block, the first from S, and their part of dq. */
-INLINE void states_again(const Work *work, const real *S, const uint8_t *reset, int64_t n, int64_t c) {
+INLINE void states_again(const Work *work, const real *S, const uint8_t *reset, int64_t n, int64_t c, int64_t first) {
     const Work w = *work; /* stores of vectors may alias *work, not this */
     const int64_t stride = states_stride(w.vectors), row = w.vectors * LANES;
     for (int64_t i = 0; i < w.vectors; i++) {
@@ -244,7 +246,7 @@ INLINE void states_again(const Work *work, const real *S, const uint8_t *reset, 
         real *P = w.before + (i * BLOCK + c) * LANES;
         for (int x = 0; x < COLUMNS; x++) s[x] = vload(S + (i * BLOCK + c + x) * LANES);
         for (int64_t t = 0; t < n; t++, P += stride) {
-            const int64_t at = t * row + i * LANES, column = t * BLOCK + c;
+            const int64_t at = t * row + i * LANES, column = t * w.columns + first + c;
             const real *u = w.cols[U] + column, *v = w.cols[VALUE] + column, *dy = w.cols[DY] + column;
             vec e = vload(w.rows[E] + at), a = vload(w.rows[A] + at), k = vload(w.rows[KEY] + at);
             vec dq = vload(w.grads[Q] + at);
@@ -263,10 +265,10 @@ INLINE void states_again(const Work *work, const real *S, const uint8_t *reset, 
 
 /* One token of the way back, for the columns [c, c + COLUMNS) of a block; dv gets their gradients. D, in which the
  * token's q do^T is included, becomes that of the token before, for whose q and do `q` and `dy` stand. */
-INLINE void token_back(const Work *work, real *D, int64_t t, int64_t c, const real *q, const real *dy, real *dv,
-                       int decay, int cut) {
+INLINE void token_back(const Work *work, real *D, int64_t t, int64_t c, int64_t first, const real *q, const real *dy,
+                       real *dv, int decay, int cut) {
     const Work w = *work;
-    const int64_t row = w.vectors * LANES, column = t * BLOCK + c;
+    const int64_t row = w.vectors * LANES, column = t * w.columns + first + c;
     const real *v = w.cols[VALUE] + column, *u = w.cols[U] + column;
     const real *P = w.before + t * states_stride(w.vectors) + c * LANES;
     vec sum_k[COLUMNS], sum_a[COLUMNS];
@@ -307,7 +309,8 @@ INLINE void token_back(const Work *work, real *D, int64_t t, int64_t c, const re
 static void rows_out(const Call *p, const Work *w, const Gradients *r, int64_t h, int64_t t, int64_t n) {
     const int64_t H = p->H, K = p->K, row = w->vectors * LANES;
     for (int64_t i = 0; i < n; i++) {
-        for (int x = Q; x < E; x++) memcpy(r->grads[x] + ((t + i) * H + h) * K, w->grads[x] + i * row, (size_t)K * sizeof(real));
+        for (int x = Q; x < E; x++)
+            memcpy(r->grads[x] + ((t + i) * H + h) * K, w->grads[x] + i * row, (size_t)K * sizeof(real));
         if (p->decay == NO_DECAY) continue;
         const real *e = w->rows[E] + i * row, *de = w->grads[E] + i * row;
         real *dg = r->grads[E] + ((t + i) * H + h) * p->row;
@@ -336,56 +339,54 @@ static void chunk_in(const Call *p, const Work *w, int64_t h, int64_t t, int64_t
     for (int x = 0; x < ROWS; x++) memset(w->grads[x], 0, (size_t)(CHUNK * row) * sizeof(real));
 }
 
-static void columns_of_block(const Call *p, const Gradients *r, const Work *w, int64_t h, int64_t t, int64_t n, int64_t c) {
-    const int64_t H = p->H, V = p->V, width = least(BLOCK, V - c);
-    rows_in(p->v + t * p->sv + h * V + c, p->sv, n, width, w->cols[VALUE], BLOCK);
-    rows_in(r->u + (t * H + h) * V + c, H * V, n, width, w->cols[U], BLOCK);
-    if (r->dy)
-        rows_in(r->dy + (t * H + h) * V + c, H * V, n, width, w->cols[DY], BLOCK);
-    else
-        memset(w->cols[DY], 0, CHUNK * BLOCK * sizeof(real));
-}
-
-/* A chunk of n tokens from t on, for one block: columns [c, c + BLOCK) of the head, the first of its states in `S`. */
-static void block_back(const Call *p, const Gradients *r, const Work *w, int64_t h, int64_t t, int64_t n, int64_t c,
-                       const real *S, real *D) {
-    const int64_t width = least(BLOCK, p->V - c), row = w->vectors * LANES;
-    const uint8_t *reset = p->reset ? p->reset + t : NULL;
-    columns_of_block(p, r, w, h, t, n, c);
+/* One block, columns [first, first + BLOCK) of the part at hand: n tokens from t on, S and D its blocks of those. */
+static void block_back(const Call *p, const Work *w, const uint8_t *reset, int64_t n, int64_t first, int64_t width,
+                       const real *S, real *D, real *dv) {
+    const int64_t row = w->vectors * LANES;
     for (int64_t x = 0; x < width; x += COLUMNS) {
-        states_again(w, S, reset, n, x);
+        const real *dy = w->cols[DY] + first + x;
+        states_again(w, S, reset, n, x, first);
         for (int64_t i = 0; i < w->vectors; i++)
-            for (int64_t y = x; y < x + COLUMNS; y++) {
-                real *to = D + (i * BLOCK + y) * LANES;
-                vstore(to, vload(to) + vload(w->rows[Q] + (n - 1) * row + i * LANES) * w->cols[DY][(n - 1) * BLOCK + y]);
+            for (int64_t y = 0; y < COLUMNS; y++) {
+                real *to = D + (i * BLOCK + x + y) * LANES;
+                vstore(to, vload(to) + vload(w->rows[Q] + (n - 1) * row + i * LANES) * dy[(n - 1) * w->columns + y]);
             }
-        for (int64_t y = n - 1; y >= 0; y--) {
-            real dv[COLUMNS];
-            const real *q = y ? w->rows[Q] + (y - 1) * row : w->zeros;
-            const real *dy = y ? w->cols[DY] + (y - 1) * BLOCK + x : w->zeros;
-            if (reset && reset[y])
-                token_back(w, D, y, x, q, dy, dv, 1, 1);
+        for (int64_t t = n - 1; t >= 0; t--) {
+            real found[COLUMNS];
+            const real *q = t ? w->rows[Q] + (t - 1) * row : w->zeros;
+            const real *before = t ? dy + (t - 1) * w->columns : w->zeros;
+            if (reset && reset[t])
+                token_back(w, D, t, x, first, q, before, found, 1, 1);
             else if (p->decay)
-                token_back(w, D, y, x, q, dy, dv, 1, 0);
+                token_back(w, D, t, x, first, q, before, found, 1, 0);
             else
-                token_back(w, D, y, x, q, dy, dv, 0, 0);
-            memcpy(r->dv + ((t + y) * p->H + h) * p->V + c + x, dv, (size_t)least(COLUMNS, width - x) * sizeof(real));
+                token_back(w, D, t, x, first, q, before, found, 0, 0);
+            memcpy(dv + t * p->H * p->V + x, found, (size_t)least(COLUMNS, width - x) * sizeof(real));
         }
     }
 }
 
 /* Blocks [low, high) of one head of one sequence. */
 static void head_back(const Call *p, Gradients r, Work w, int64_t n, int64_t h, int64_t low, int64_t high) {
-    const int64_t V = p->V, matrix = p->K * V, block = w.vectors * BLOCK * LANES;
+    const int64_t V = p->V, matrix = p->K * V;
     const Span s = span_of(p->bounds, n, p->length);
     const int64_t c = low * BLOCK, width = least(high * BLOCK, V) - c;
     columns_in(r.dfinal ? r.dfinal + (n * p->H + h) * matrix + c : NULL, p->K, V, width, w.D, w.vectors);
     for (int64_t i = pieces(s.stop - s.start, CHUNK) - 1; i >= 0; i--) {
-        const int64_t t = s.start + i * CHUNK, length = least(CHUNK, s.stop - t);
+        const int64_t t = s.start + i * CHUNK, length = least(CHUNK, s.stop - t), at = (t * p->H + h) * V + c;
+        const uint8_t *reset = p->reset ? p->reset + t : NULL;
         chunk_in(p, &w, h, t, length);
+        rows_in(p->v + t * p->sv + h * V + c, p->sv, length, width, w.cols[VALUE], w.columns);
+        rows_in(r.u + at, p->H * V, length, width, w.cols[U], w.columns);
+        if (r.dy)
+            rows_in(r.dy + at, p->H * V, length, width, w.cols[DY], w.columns);
+        else
+            memset(w.cols[DY], 0, (size_t)(CHUNK * w.columns) * sizeof(real));
         columns_in(r.kept + ((s.kept + i) * p->H + h) * matrix + c, p->K, V, width, w.S, w.vectors);
-        for (int64_t x = 0; x < high - low; x++)
-            block_back(p, &r, &w, h, t, length, c + x * BLOCK, w.S + x * block, w.D + x * block);
+        for (int64_t x = 0; x < width; x += BLOCK) {
+            const int64_t block = x * w.vectors * LANES;
+            block_back(p, &w, reset, length, x, least(BLOCK, width - x), w.S + block, w.D + block, r.dv + at + x);
+        }
         rows_out(p, &w, &r, h, t, length);
     }
     if (r.dinitial) columns_out(w.D, p->K, V, width, r.dinitial + (n * p->H + h) * matrix + c, w.vectors);
@@ -404,20 +405,20 @@ EXPORT void FN(delta_rule_backward)(const real *dy, const real *dfinal, const re
                  decay, decay == PER_KEY ? K : 1};
     const int64_t vectors = pieces(K, LANES), chunk = CHUNK * vectors * LANES;
     const int64_t blocks = pieces(V, BLOCK), per_part = pieces(blocks, parts), tasks = N * H * parts;
-    const int64_t state = per_part * BLOCK * vectors * LANES;
+    const int64_t columns = per_part * BLOCK, state = columns * vectors * LANES;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         unsigned denormals = flush_denormals();
-        Work w = {.vectors = vectors};
+        Work w = {.vectors = vectors, .columns = columns};
         const int64_t states = CHUNK * states_stride(vectors), zeros = vectors * LANES + BLOCK;
-        real *memory = scratch(2 * ROWS * chunk + states + COLS * CHUNK * BLOCK + 2 * state + zeros);
+        real *memory = scratch(2 * ROWS * chunk + states + COLS * CHUNK * columns + 2 * state + zeros);
         w.before = memory;
         w.S = w.before + states;
         w.D = w.S + state;
         for (int x = 0; x < ROWS; x++) w.rows[x] = w.D + state + x * chunk;
         for (int x = 0; x < ROWS; x++) w.grads[x] = w.rows[0] + (ROWS + x) * chunk;
-        for (int x = 0; x < COLS; x++) w.cols[x] = w.rows[0] + 2 * ROWS * chunk + x * CHUNK * BLOCK;
-        w.zeros = w.cols[COLS - 1] + CHUNK * BLOCK;
+        for (int x = 0; x < COLS; x++) w.cols[x] = w.rows[0] + 2 * ROWS * chunk + x * CHUNK * columns;
+        w.zeros = w.cols[COLS - 1] + CHUNK * columns;
         memset(w.zeros, 0, (size_t)zeros * sizeof(real));
 #pragma omp for schedule(dynamic, 1)
         for (int64_t i = 0; i < tasks; i++) {

@@ -17,7 +17,7 @@ LIBRARY = Library(
     {"delta_rule": "p" * 13 + "i" * 14, "delta_rule_backward": "p" * 19 + "i" * 15},
 )
 
-CHUNK = 32  # tokens between two states that are kept for the backward pass, as in native.c
+CHUNK = 64  # tokens between two states that are kept for the backward pass, as in native.c
 COLUMNS = 32  # value channels of a piece of work
 SERIAL = 2_000_000  # multiplications that are not worth waking a thread for
 
