@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from altx_kernels import KernelError
+
 MODULE = "mamba_ssm.ops.selective_scan_interface"
 
 
@@ -67,8 +69,6 @@ def unavailable(
     tensors = [t for t in (x, dt, A, B, C, D, z, dt_bias) if t is not None]
     if any(t.dtype == torch.float64 for t in tensors):
         return "an argument is float64, in which mamba-ssm does not compute"
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        return "mamba-ssm's last state has no gradient"
     if not x.numel() or not A.numel():
         return "there are no tokens or no states"
     if A.shape[1] > 256:
@@ -104,4 +104,20 @@ def selective_scan(
         delta_softplus=softplus,
         return_last_state=True,
     )  # fmt: skip
-    return y.mT.to(x.dtype), h.float()
+    return y.mT.to(x.dtype), _Refusing.apply(h.float(), y)  # type: ignore[no-untyped-call]
+
+
+class _Refusing(torch.autograd.Function):
+    """The last state, whose gradient the package would lose without a word. Training seldom asks for it."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, y: Tensor) -> Tensor:
+        """h, on the graph of y."""
+        return h.clone()
+
+    @staticmethod
+    def backward(ctx: Any, dh: Tensor) -> tuple[None, None]:
+        raise KernelError(
+            "backend 'mamba-ssm' of op 'selective-scan' has no gradient of the last state",
+            hint="leave the state out of the loss, detach it, or pin another backend",
+        )
