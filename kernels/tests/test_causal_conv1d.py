@@ -187,6 +187,15 @@ def test_compiles_into_one_graph(label):
     assert CAUSAL_CONV1D.choose(**arguments).backend == "native"
 
 
+def test_bounds_out_of_bounds_are_refused_in_a_compiled_graph_too():
+    arguments = {"x": torch.ones(1, 20, 3), "weight": torch.ones(3, 4)}
+    torch._dynamo.reset()
+    compiled = torch.compile(causal_conv1d, fullgraph=True, backend="eager")
+    compiled(**arguments, cu_seqlens=torch.tensor([0, 4, 20]))
+    with pytest.raises(KernelError, match="does not rise from 0 to the 20 tokens"):
+        compiled(**arguments, cu_seqlens=torch.tensor([0, 4, 2000]))
+
+
 def test_shapes_are_known_without_data():
     x, weight = torch.empty(2, 5, 3, device="meta"), torch.empty(3, 4, device="meta")
     assert "meta" in CAUSAL_CONV1D.choose(x, weight).refused["native"]

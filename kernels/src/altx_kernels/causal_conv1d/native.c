@@ -94,17 +94,23 @@ static void forward_sequence(const Sequence *q, real *y, real *final, int64_t fr
     }
 }
 
+/* Channels from .. to of weight (D, K) as taps (K, D). */
+static void turn(real *taps, const real *weight, int64_t D, int64_t K, int64_t from, int64_t to) {
+    for (int64_t j = 0; j < K; j++)
+        for (int64_t d = from; d < to; d++) taps[j * D + d] = weight[d * K + j];
+}
+
 /* Channels from and to of a thread's share. */
 INLINE int64_t share(int64_t D, int64_t part, int64_t parts) {
     int64_t vectors = (D + LANES - 1) / LANES, at = vectors * part / parts * LANES;
     return at < D ? at : D;
 }
 
-/* x (N or 1, T, D) with strides x_row, x_token; weight (K, D); bounds (N+1) among the B * T tokens; lengths (N) or
- * NULL; reach: room for B * T numbers. y (B, T, D), final (N, K-1, D). */
+/* x (N or 1, T, D) with strides x_row, x_token; weight (D, K); bounds (N+1) among the B * T tokens; lengths (N) or
+ * NULL; reach, taps: room for B * T numbers and (K, D). y (B, T, D), final (N, K-1, D). */
 EXPORT void FN(conv)(
     const real *x, int64_t x_row, int64_t x_token, const real *weight, const real *bias, const real *state,
-    const uint8_t *reset, const int64_t *bounds, const int64_t *lengths, int32_t *reach, real *y, real *final,
+    const uint8_t *reset, const int64_t *bounds, const int64_t *lengths, int32_t *reach, real *taps, real *y, real *final,
     int64_t N, int64_t T, int64_t D, int64_t K, int64_t silu, int64_t threads
 ) {
     for (int64_t n = 0; n < N; n++)
@@ -114,10 +120,11 @@ EXPORT void FN(conv)(
         unsigned denormals = flush_denormals();
         int64_t part = omp_get_thread_num(), parts = omp_get_num_threads();
         int64_t from = share(D, part, parts), to = share(D, part + 1, parts);
+        turn(taps, weight, D, K, from, to);
         for (int64_t n = 0; n < N && from < to; n++) {
             int64_t start = bounds[n], tokens = bounds[n + 1] - start;
             Sequence q = {
-                .x = x + (T ? start / T * x_row + start % T * x_token : 0), .weight = weight, .bias = bias,
+                .x = x + (T ? start / T * x_row + start % T * x_token : 0), .weight = taps, .bias = bias,
                 .state = state ? state + n * (K - 1) * D : NULL, .reach = reach + start, .x_token = x_token,
                 .tokens = tokens, .K = K, .D = D, .silu = silu, .length = tokens,
             };
@@ -232,8 +239,8 @@ static void backward_sequence(
         }
 }
 
-/* As above, and: dy (B, T, D) with strides; dfinal (N, K-1, D) or NULL; scratch: zeros, (TILE + 2K) rows of D, of which
- * the last K+1 are sums. dx (B, T, D); dstate (N, K-1, D) or NULL; total (K+1, D), zeros: dweight's columns and dbias. */
+/* As above, and: dy (B, T, D) with strides; dfinal (N, K-1, D) or NULL; scratch: zeros, (TILE + 3K) rows of D.
+ * dx (B, T, D); dstate (N, K-1, D) or NULL; total (K+1, D), zeros: dweight's columns and dbias. */
 EXPORT void FN(conv_backward)(
     const real *dy, int64_t dy_row, int64_t dy_token, const real *dfinal, const real *x, int64_t x_row, int64_t x_token,
     const real *weight, const real *bias, const real *state, const uint8_t *reset, const int64_t *bounds,
@@ -242,15 +249,17 @@ EXPORT void FN(conv_backward)(
 ) {
     for (int64_t n = 0; n < N; n++)
         reaches(reach + bounds[n], reset ? reset + bounds[n] : NULL, bounds[n + 1] - bounds[n], K, state != NULL);
+    real *taps = scratch + (TILE + 2 * K) * D;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         unsigned denormals = flush_denormals();
         int64_t part = omp_get_thread_num(), parts = omp_get_num_threads();
         int64_t from = share(D, part, parts), to = share(D, part + 1, parts);
+        turn(taps, weight, D, K, from, to);
         for (int64_t n = 0; n < N && from < to; n++) {
             int64_t start = bounds[n], tokens = bounds[n + 1] - start;
             Sequence q = {
-                .x = x + (T ? start / T * x_row + start % T * x_token : 0), .weight = weight, .bias = bias,
+                .x = x + (T ? start / T * x_row + start % T * x_token : 0), .weight = taps, .bias = bias,
                 .state = state ? state + n * (K - 1) * D : NULL, .final = dfinal ? dfinal + n * (K - 1) * D : NULL,
                 .reach = reach + start, .x_token = x_token, .tokens = tokens, .K = K, .D = D, .silu = silu,
                 .length = tokens,

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from altx_kernels.arguments import precise
 from altx_kernels.native import Library
-from altx_kernels.packing import bounds
+from altx_kernels.packing import bounds, check_cu_seqlens
 from altx_kernels.primitive import Primitive
 
 LIBRARY = Library(
     Path(__file__).with_name("native.c"),
-    {"conv": "pii" + 9 * "p" + 6 * "i", "conv_backward": "piippii" + 11 * "p" + 6 * "i"},
+    {"conv": "pii" + 10 * "p" + 6 * "i", "conv_backward": "piippii" + 11 * "p" + 6 * "i"},
 )
 
 TILE = 8
@@ -46,14 +46,23 @@ def causal_conv1d(
     return result
 
 
+def _cuts(x: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+    cuts = bounds(x, cu_seqlens)
+    if cu_seqlens is not None:
+        check_cu_seqlens(x, cuts)  # once more, since a compiled graph does not look at values, and C does not ask
+    return cuts
+
+
 def _rows(x: Tensor, dtype: torch.dtype) -> Tensor:
     """x in `dtype`, copied only if its channels do not lie side by side."""
-    x = x.to(dtype)
+    x = x if x.dtype == dtype else x.to(dtype)
     return x if x.stride(2) == 1 or x.shape[2] <= 1 else x.contiguous()
 
 
 def _dense(value: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if value is None else value.to(dtype).contiguous()
+    if value is None or (value.dtype == dtype and value.is_contiguous()):
+        return value
+    return value.to(dtype).contiguous()
 
 
 def _threads(x: Tensor) -> int:
@@ -72,16 +81,17 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     (batch, tokens, dim), width = x.shape, weight.shape[1]
     dtype = precise(x, weight, bias, initial_state)
-    cuts, rows = bounds(x, cu_seqlens), _rows(x, dtype)
+    cuts, rows = _cuts(x, cu_seqlens), _rows(x, dtype)
     y = torch.empty(batch, tokens, dim, dtype=dtype)
     final = torch.empty(len(cuts) - 1, width - 1, dim, dtype=dtype)
     LIBRARY.call(
-        "conv", dtype, rows, rows.stride(0), rows.stride(1), weight.T.to(dtype).contiguous(), _dense(bias, dtype),
+        "conv", dtype, rows, rows.stride(0), rows.stride(1), _dense(weight, dtype), _dense(bias, dtype),
         _dense(initial_state, dtype), None if reset is None else reset.contiguous(), cuts,
         None if lengths is None else lengths.contiguous(), torch.empty(batch * tokens, dtype=torch.int32),
-        y, final, len(cuts) - 1, tokens, dim, width, int(activation), _threads(x),
+        torch.empty(width, dim, dtype=dtype), y, final, len(cuts) - 1, tokens, dim, width, int(activation), _threads(x),
     )  # fmt: skip
-    return y.to(x.dtype), final.to(x.dtype if initial_state is None else initial_state.dtype)
+    kept = x.dtype if initial_state is None else initial_state.dtype
+    return y if y.dtype == x.dtype else y.to(x.dtype), final if final.dtype == kept else final.to(kept)
 
 
 def _backward(
@@ -99,14 +109,14 @@ def _backward(
     """Gradients of x, weight, bias and initial_state; empty where there is no such argument."""
     (batch, tokens, dim), width = x.shape, weight.shape[1]
     dtype = precise(x, weight, bias, initial_state)
-    cuts, rows, dy = bounds(x, cu_seqlens), _rows(x, dtype), _rows(dy, dtype)
+    cuts, rows, dy = _cuts(x, cu_seqlens), _rows(x, dtype), _rows(dy, dtype)
     dx, total = torch.empty(batch, tokens, dim, dtype=dtype), torch.zeros(width + 1, dim, dtype=dtype)
     dstate = None if initial_state is None else torch.empty(initial_state.shape, dtype=dtype)
     LIBRARY.call(
         "conv_backward", dtype, dy, dy.stride(0), dy.stride(1), _dense(dfinal, dtype), rows, rows.stride(0),
-        rows.stride(1), weight.T.to(dtype).contiguous(), _dense(bias, dtype), _dense(initial_state, dtype),
+        rows.stride(1), _dense(weight, dtype), _dense(bias, dtype), _dense(initial_state, dtype),
         None if reset is None else reset.contiguous(), cuts, None if lengths is None else lengths.contiguous(),
-        torch.empty(batch * tokens, dtype=torch.int32), torch.zeros(TILE + 2 * width, dim, dtype=dtype),
+        torch.empty(batch * tokens, dtype=torch.int32), torch.zeros(TILE + 3 * width, dim, dtype=dtype),
         dx, dstate, total, len(cuts) - 1, tokens, dim, width, int(activation), _threads(x),
     )  # fmt: skip
     return (
