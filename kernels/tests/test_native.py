@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -333,6 +334,22 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(source, monkeypatch, tmp_pat
     monkeypatch.setattr("tempfile.mkstemp", mkstemp)
     works(Library(source, FUNCTIONS))
     assert kept(tmp_path) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "ST_NOEXEC"), reason="this system does not say so")
+def test_where_temporary_files_cannot_be_loaded_it_is_compiled_in_the_cache(source, monkeypatch, tmp_path):
+    folders, build = [], compiler.build
+
+    def watched(recipe, found, folder):
+        folders.append(folder)
+        return build(recipe, found, folder)
+
+    monkeypatch.setattr(compiler, "build", watched)
+    monkeypatch.setattr("os.statvfs", lambda path: SimpleNamespace(f_flag=os.ST_NOEXEC))
+    library = Library(source, FUNCTIONS)
+    works(library)
+    assert [folder.parent for folder in folders] == [tmp_path / "cache" / "native"]
+    assert kept(tmp_path) == [library.path]
 
 
 def test_no_room_at_all_is_a_reason(source, monkeypatch, tmp_path):

@@ -75,6 +75,15 @@ def intact(path: Path) -> bool:
     return hashlib.sha256(content[:-DIGEST]).digest() == content[-DIGEST:]
 
 
+def workplace(folder: Path | None) -> tempfile.TemporaryDirectory[str]:
+    """An empty directory to compile in, which goes when it is left."""
+    # Among temporary files, unless no library may be loaded from there.
+    noexec = getattr(os, "ST_NOEXEC", 0)
+    barred = noexec and os.statvfs(tempfile.gettempdir()).f_flag & noexec
+    place = folder if barred and folder is not None and _make(folder) else None
+    return tempfile.TemporaryDirectory(prefix="altx-", dir=place, ignore_cleanup_errors=True)
+
+
 def store(path: Path, library: bytes) -> bool:
     """Keep a library, followed by its digest; False where that cannot be done (read-only, full).
 
@@ -82,8 +91,8 @@ def store(path: Path, library: bytes) -> bool:
     """
     temporary = None
     try:
-        path.parent.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.parent.mkdir(mode=0o700, exist_ok=True)
+        if not _make(path.parent):
+            return False
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with open(descriptor, "wb") as file:
             file.write(library + hashlib.sha256(library).digest())
@@ -91,5 +100,15 @@ def store(path: Path, library: bytes) -> bool:
     except OSError:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+        return False
+    return True
+
+
+def _make(folder: Path) -> bool:
+    """Whether the cache's folder could be made, or was there, for nobody but this user."""
+    try:
+        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError:
         return False
     return True

@@ -18,6 +18,14 @@ from altx_kernels.op import KernelError
 NAMES = ("cc", "gcc", "clang")
 OPENMP = "-fopenmp"
 
+THREADS = """
+#include <omp.h>
+void where(int *x) {
+#pragma omp parallel num_threads(2)
+    x[omp_get_thread_num()] = omp_get_num_threads();
+}
+"""
+
 
 @dataclass(frozen=True)
 class Compiler:
@@ -64,9 +72,9 @@ def _find(cc: str, path: str) -> Compiler | None:
         wanted = []
     for name, *arguments in filter(None, (wanted, *([name] for name in NAMES))):
         if program := shutil.which(name, path=path):
-            command = (program, *arguments)
+            command = (os.path.abspath(program), *arguments)
             # A name alone proves nothing: macOS has a cc that only asks for the real one to be installed.
-            [(failed, version)] = _run([[*command, "--version"]], Path.cwd())
+            [(failed, version)] = _run([[*command, "--version"]])
             if not failed and version.strip():
                 return Compiler(command, version)
     return None
@@ -76,36 +84,42 @@ def build(recipe: Recipe, compiler: Compiler, folder: Path) -> tuple[Path, ctype
     """Compile a library into an empty folder, and load it.
 
     It is compiled with OpenMP but linked without, so that its threads are those of the library that torch has
-    brought into the process, and no second one is. Where that cannot be had (clang names other functions, some
-    compilers have no OpenMP), it is compiled without threads.
+    brought into the process, and no second one is. With a compiler for which that does not work (clang names other
+    functions, some have no OpenMP), it is compiled without threads.
 
     Raises:
         KernelError: with the compiler's first error.
     """
+    flags = recipe.flags if _has_threads(compiler, folder) else [flag for flag in recipe.flags if flag != OPENMP]
     for name, text in recipe.texts.items():
         (folder / name).write_bytes(text)
+    return _build(recipe.source.name, flags, ("ALTX_FLOAT", "ALTX_DOUBLE"), compiler, folder)
+
+
+def _has_threads(compiler: Compiler, folder: Path) -> bool:
+    (folder / "threads.c").write_text(THREADS)
     try:
-        return _build(recipe, recipe.flags, compiler, folder, "threads")
+        _build("threads.c", (OPENMP, "-fPIC"), ("ALTX_PROBE",), compiler, folder)
     except KernelError:
-        serial = [flag for flag in recipe.flags if flag != OPENMP]
-        return _build(recipe, serial, compiler, folder, "serial")
+        return False
+    return True
 
 
 def _build(
-    recipe: Recipe, flags: Sequence[str], compiler: Compiler, folder: Path, name: str
+    source: str, flags: Sequence[str], forms: Sequence[str], compiler: Compiler, folder: Path
 ) -> tuple[Path, ctypes.CDLL]:
-    source, library = recipe.source.name, folder / f"{name}.so"
-    command = [*compiler.command, *flags, "-c", source]
-    forms = {"ALTX_FLOAT": f"{name}-float.o", "ALTX_DOUBLE": f"{name}-double.o"}
-    _check(compiler, source, [[*command, f"-D{form}", "-o", out] for form, out in forms.items()], folder)
-    _check(compiler, source, [[*compiler.command, "-shared", *forms.values(), "-o", library.name, "-lm"]], folder)
+    """Compile a file in the forms that macros name, side by side, into one library, and load it."""
+    command, library = [*compiler.command, *flags, "-c", source], Path(source).with_suffix(".so").name
+    objects = [f"{form}.o" for form in forms]
+    _check(source, compiler, [[*command, f"-D{f}", "-o", o] for f, o in zip(forms, objects, strict=True)], folder)
+    _check(source, compiler, [[*compiler.command, "-shared", *objects, "-o", library, "-lm"]], folder)
     try:
-        return library, ctypes.CDLL(str(library))
+        return folder / library, ctypes.CDLL(str(folder / library))
     except OSError as error:
-        raise KernelError(f"what {compiler.name} made of {recipe.source} cannot be loaded: {error}") from None
+        raise KernelError(f"what {compiler.name} made of {source} cannot be loaded: {error}") from None
 
 
-def _check(compiler: Compiler, source: str, commands: Sequence[Sequence[str]], folder: Path) -> None:
+def _check(source: str, compiler: Compiler, commands: Sequence[Sequence[str]], folder: Path) -> None:
     """Raises KernelError if a command fails, with the first error that it reports."""
     for failed, text in _run(commands, folder):
         if failed:
@@ -114,7 +128,7 @@ def _check(compiler: Compiler, source: str, commands: Sequence[Sequence[str]], f
             raise KernelError(f"{compiler.name} cannot compile {source}: {first}")
 
 
-def _run(commands: Sequence[Sequence[str]], folder: Path) -> list[tuple[bool, str]]:
+def _run(commands: Sequence[Sequence[str]], folder: Path | None = None) -> list[tuple[bool, str]]:
     """Run commands side by side; for each, whether it failed, and all that it said."""
     results, running = [], []
     environment = {**os.environ, "LC_ALL": "C"}  # untranslated messages, in which errors can be found

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
-import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -105,7 +104,7 @@ class Library:
                 if cache.intact(path) and (library := self._try(path)):
                     return library
         # The file is loaded before it is stored: what cannot be loaded is not kept, and what cannot be kept serves.
-        with tempfile.TemporaryDirectory(prefix="altx-", ignore_cleanup_errors=True) as temporary:
+        with cache.workplace(folder) as temporary:
             path, library = compiler.build(recipe, compiler.need(), Path(temporary))
             if folder is not None and cache.store(folder / _name(recipe, found), path.read_bytes()):
                 self.path = folder / _name(recipe, found)

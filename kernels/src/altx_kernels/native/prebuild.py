@@ -14,8 +14,6 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
-import torch  # noqa: F401  its threads are what the libraries are tried with
-
 from altx_kernels.native import compiler
 from altx_kernels.native.recipe import Recipe
 from altx_kernels.native.variants import variants
