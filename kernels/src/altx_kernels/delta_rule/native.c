@@ -175,15 +175,15 @@ EXPORT void FN(delta_rule)(const real *q, const real *k, const real *v, const re
     Call call = {q,  k,  v,  a,  b,  g,  initial, reset, bounds, length, H, K, V, sq, sk, sv, sa, sb, sg,
                  decay, decay == PER_KEY ? K : 1};
     Results results = {y, final, u, kept};
-    const int64_t slabs = pieces(V, SLAB), per_part = pieces(slabs, parts), tasks = N * H * parts;
+    const int64_t slabs = pieces(V, SLAB), tasks = N * H * parts;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         unsigned denormals = flush_denormals();
-        real *memory = scratch(CHUNK * K + per_part * K * SLAB);
+        real *memory = scratch(CHUNK * K + pieces(slabs, parts) * K * SLAB);
 #pragma omp for schedule(dynamic, 1)
         for (int64_t i = 0; i < tasks; i++) {
-            int64_t low = i % parts * per_part;
-            head(&call, results, i / parts / H, i / parts % H, low, least(low + per_part, slabs), memory);
+            const int64_t low = i % parts * slabs / parts, high = (i % parts + 1) * slabs / parts;
+            head(&call, results, i / parts / H, i / parts % H, low, high, memory);
         }
         free(memory);
         restore_denormals(denormals);
@@ -404,8 +404,8 @@ EXPORT void FN(delta_rule_backward)(const real *dy, const real *dfinal, const re
     Call call = {q,  k,  v,  a,  b,  g,  NULL, reset, bounds, length, H, K, V, sq, sk, sv, sa, sb, sg,
                  decay, decay == PER_KEY ? K : 1};
     const int64_t vectors = pieces(K, LANES), chunk = CHUNK * vectors * LANES;
-    const int64_t blocks = pieces(V, BLOCK), per_part = pieces(blocks, parts), tasks = N * H * parts;
-    const int64_t columns = per_part * BLOCK, state = columns * vectors * LANES;
+    const int64_t blocks = pieces(V, BLOCK), tasks = N * H * parts;
+    const int64_t columns = pieces(blocks, parts) * BLOCK, state = columns * vectors * LANES;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         unsigned denormals = flush_denormals();
@@ -425,7 +425,7 @@ EXPORT void FN(delta_rule_backward)(const real *dy, const real *dfinal, const re
             const int64_t part = i % parts, all = part * tokens * H * K;
             Gradients r = {dy, dfinal, u, kept, {dq + all, da + all, db + all, dk + all, NULL}, dv, dinitial};
             if (dg) r.grads[E] = dg + part * tokens * H * call.row;
-            head_back(&call, r, w, i / parts / H, i / parts % H, part * per_part, least((part + 1) * per_part, blocks));
+            head_back(&call, r, w, i / parts / H, i / parts % H, part * blocks / parts, (part + 1) * blocks / parts);
         }
         free(memory);
         restore_denormals(denormals);

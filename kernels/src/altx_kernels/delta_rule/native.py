@@ -18,7 +18,7 @@ LIBRARY = Library(
 )
 
 CHUNK = 64  # tokens between two states that are kept for the backward pass, as in native.c
-COLUMNS = 32  # value channels of a piece of work
+COLUMNS = 32  # value channels that are worth a thread
 SERIAL = 2_000_000  # multiplications that are not worth waking a thread for
 
 
@@ -157,5 +157,4 @@ def _work(v: Tensor, state: Tensor) -> tuple[int, int]:
     threads = torch.get_num_threads() if v.numel() * width >= SERIAL else 1
     pieces = -(-values // COLUMNS)
     wanted = 1 if threads == 1 else -(-threads // max(1, sequences * heads))
-    per_part = -(-pieces // min(pieces, wanted))
-    return -(-pieces // per_part), threads  # none is empty
+    return min(pieces, wanted), threads
