@@ -122,7 +122,9 @@ def main(name: str) -> int:
         made = [Example(f"call {index}", call) for index, call in enumerate(calls())]
         if dtype == torch.bfloat16:
             made = made[:2]
-        some: Any = SimpleNamespace(name=op.name, reference=op.reference, backends=op.backends, examples=lambda m=made: m)
+        some: Any = SimpleNamespace(
+            name=op.name, reference=op.reference, backends=op.backends, examples=lambda m=made: m
+        )
         for finding in verify(some, ["triton"], dtypes=[dtype], layouts=["sliced"], devices=["cpu"]):
             print(finding, finding.calls, f"error {finding.error:.2g}, {finding.seconds:.1f} s")
             wrong += finding.status != "passed" or finding.calls < 2 * len(made)
@@ -133,7 +135,9 @@ def main(name: str) -> int:
 
 def compiles(op: Any, call: dict[str, Any]) -> bool:
     """Whether a compiled function gives what an eager one does, as one graph, gradients included."""
-    arguments = {n: v.detach().float() if isinstance(v, torch.Tensor) and v.is_floating_point() else v for n, v in call.items()}
+    arguments = {
+        n: v.detach().float() if isinstance(v, torch.Tensor) and v.is_floating_point() else v for n, v in call.items()
+    }
     x = next(iter(arguments.values())).requires_grad_()
 
     def run(**kwargs: Any) -> torch.Tensor:

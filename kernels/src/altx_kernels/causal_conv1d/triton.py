@@ -4,6 +4,9 @@ A lag of l tokens counts where none of the last l tokens is a reset. The program
 the last inputs into the final one, or the gradient into the initial one.
 """
 
+# Triton has no types, nor have its functions.
+# mypy: disable-error-code="import-untyped, no-untyped-call, no-untyped-def, untyped-decorator"
+
 from __future__ import annotations
 
 from typing import Any
@@ -72,13 +75,12 @@ def forward_kernel(
         begin, _finish, seen = bounds_of(n, cu, lengths, T, PACKED, lengths is not None)
         j = tl.arange(0, BW)[:, None]
         s = seen - (W - 1) + j
-        mask = (j < W - 1) & (c < D)
-        alive = mask
+        kept = (j < W - 1) & (c < D)
         if reset is not None:
             for lag in tl.static_range(1, W - 1):
-                alive = alive & (tl.load(reset + s + lag, (s + lag < seen) & (s + lag >= begin), 0) == 0)
-        value = input_of(x, initial, s, c, n, begin, alive, sx, D, W, initial is not None)
-        tl.store(final + (n * (W - 1) + j) * D + c, value.to(final.dtype.element_ty), mask)
+                kept = kept & (tl.load(reset + s + lag, (s + lag < seen) & (s + lag >= begin), 0) == 0)
+        value = input_of(x, initial, s, c, n, begin, kept, sx, D, W, initial is not None)
+        tl.store(final + (n * (W - 1) + j) * D + c, value.to(final.dtype.element_ty), (j < W - 1) & (c < D))
 
 
 @triton.jit(do_not_specialize=["T", "L"])
@@ -160,10 +162,10 @@ def inputs_kernel(
         n = i - P
         begin, finish, seen = bounds_of(n, cu, lengths, T, PACKED, lengths is not None)
         j = tl.arange(0, BW)[:, None]
-        s = begin - (W - 1) + j
-        mask = (j < W - 1) & (c < D)
-        d = gradient_of(d_pre, weight, d_final, reset, s, c, n, begin, finish, seen, mask, D, W, BW, BD)
-        tl.store(d_initial + (n * (W - 1) + j) * D + c, d.to(d_initial.dtype.element_ty), mask)
+        before = begin - (W - 1) + j
+        wanted = (j < W - 1) & (c < D)
+        past = gradient_of(d_pre, weight, d_final, reset, before, c, n, begin, finish, seen, wanted, D, W, BW, BD)
+        tl.store(d_initial + (n * (W - 1) + j) * D + c, past.to(d_initial.dtype.element_ty), wanted)
 
 
 def config(tokens: int, dim: int, width: int) -> dict[str, int]:
@@ -181,10 +183,11 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     y, final = _forward_fake(x, weight, bias, initial_state, reset, cu_seqlens, lengths, activation)
     x = rows(x)
-    weight, bias, initial_state, reset, lengths = _contiguous(weight, bias, initial_state, reset, lengths)
+    weight = weight.contiguous()
+    bias, initial_state, reset, lengths = _contiguous(bias, initial_state, reset, lengths)
     tile = config(x.shape[1], x.shape[2], weight.shape[1])
     pieces = cut(x, cu_seqlens, tile["BT"])
-    cu = None if cu_seqlens is None else cu_seqlens.to(x.device, torch.int64)
+    cu = None if cu_seqlens is None else cu_seqlens.to(x.device, torch.int64).contiguous()
     launch(
         forward_kernel, (pieces.count + pieces.sequences, triton.cdiv(x.shape[2], tile["BD"])), x, weight, bias,
         initial_state, reset, cu, lengths, y, final, pieces.table, x.shape[1], pieces.length, pieces.count, x.stride(1),
@@ -210,10 +213,11 @@ def _backward(
     (B, T, D), W = x.shape, weight.shape[1]
     shapes = (weight, bias)
     x, dy, d_final = rows(x), dy.contiguous(), d_final.contiguous()
-    weight, bias, initial_state, reset, lengths = _contiguous(weight, bias, initial_state, reset, lengths)
+    weight = weight.contiguous()
+    bias, initial_state, reset, lengths = _contiguous(bias, initial_state, reset, lengths)
     tile = config(T, D, W)
     pieces = cut(x, cu_seqlens, tile["BT"])
-    cu = None if cu_seqlens is None else cu_seqlens.to(x.device, torch.int64)
+    cu = None if cu_seqlens is None else cu_seqlens.to(x.device, torch.int64).contiguous()
     blocks = triton.cdiv(D, tile["BD"])
     d_pre = x.new_empty(B, T, D, dtype=torch.float32) if activation else dy
     # Parts of tiles, summed up in a fixed order: the same gradient every time.
@@ -250,8 +254,11 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 def _differentiate(ctx: Any, dy: Tensor, d_final: Tensor) -> tuple[Tensor | None, ...]:
     saved = ctx.saved_tensors
     dx, d_weight, d_bias, d_initial = BACKWARD(dy, d_final, *saved, ctx.activation)
-    return dx, d_weight, *(None if x is None else d for x, d in zip(saved[2:4], (d_bias, d_initial), strict=True)), *(
-        [None] * 4
+    return (
+        dx,
+        d_weight,
+        *(None if x is None else d for x, d in zip(saved[2:4], (d_bias, d_initial), strict=True)),
+        *([None] * 4),
     )
 
 

@@ -13,6 +13,9 @@ once backwards: a few tokens forwards from there, each S into memory that stays 
 Gradients of keys are sums over the blocks of columns, in a fixed order.
 """
 
+# Triton has no types, nor have its functions.
+# mypy: disable-error-code="import-untyped, no-untyped-call, no-untyped-def, untyped-decorator"
+
 from __future__ import annotations
 
 from typing import Any
@@ -192,7 +195,8 @@ def _forward(
     if not v.numel():
         return o, final.zero_() if initial_state is None else final.copy_(initial_state)
     (H, V), K = v.shape[2:], q.shape[3]
-    q, k, v, a, b, g = (None if x is None else rows(x) for x in (q, k, v, a, b, g))
+    q, k, v, a, b = (rows(x) for x in (q, k, v, a, b))
+    g = None if g is None else rows(g)
     initial_state, reset = (None if x is None else x.contiguous() for x in (initial_state, reset))
     pieces, blocks = cut(v, cu_seqlens, None), config(K, V)
     launch(
@@ -218,9 +222,13 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     results = _backward_fake(do, d_final, q, k, v, a, b, g, initial_state, reset, cu_seqlens)
     if not v.numel():
-        return *(x.zero_() for x in results[:-1]), results[-1].copy_(d_final)
+        for x in results:
+            x.zero_()
+        results[-1].copy_(d_final)
+        return results
     (B, T, H, V), K = v.shape, q.shape[3]
-    q, k, v, a, b, g = (None if x is None else rows(x) for x in (q, k, v, a, b, g))
+    q, k, v, a, b = (rows(x) for x in (q, k, v, a, b))
+    g = None if g is None else rows(g)
     initial_state, reset = (None if x is None else x.contiguous() for x in (initial_state, reset))
     pieces, blocks = cut(v, cu_seqlens, None), config(K, V)
     number = triton.cdiv(V, blocks["BV"])
@@ -238,8 +246,9 @@ def _backward(
         results[2], da, db, dg, results[-1], pieces.table, pieces.tokens, pieces.length, B * T, kept,
         *_layout(q, k, v, a, b, g), H, K, V, GATE=_gate(g), PACKED=cu_seqlens is not None, **blocks,
     )  # fmt: skip
-    sums = {0: dq, 1: dk, 3: da, 4: db} | ({} if g is None else {5: dg})
-    return *(sums[i].sum(0).to(x.dtype) if i in sums else x for i, x in enumerate(results)),
+    of_q, of_k, of_a, of_b = (d.sum(0).to(x.dtype) for d, x in ((dq, q), (dk, k), (da, a), (db, b)))
+    of_g = results[5] if g is None else dg.sum(0).to(g.dtype)
+    return of_q, of_k, results[2], of_a, of_b, of_g, results[6]
 
 
 def _backward_fake(

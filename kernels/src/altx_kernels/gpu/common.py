@@ -1,5 +1,8 @@
 """Triton code that the kernels share: finding one's tokens, carrying states over pieces, sums over what follows."""
 
+# Triton has no types, nor have its functions.
+# mypy: disable-error-code="import-untyped, no-untyped-call, no-untyped-def, untyped-decorator"
+
 from __future__ import annotations
 
 import torch

@@ -1,5 +1,8 @@
 """What kernels compile to, found out without a GPU: shared memory, registers, and what spills from them."""
 
+# Triton has no types, nor have its functions.
+# mypy: disable-error-code="import-untyped"
+
 from __future__ import annotations
 
 import re
@@ -82,7 +85,8 @@ def launches(call: Callable[[], object]) -> list[Launch]:
             if isinstance(value, Tensor) or (value % 16 == 0 and specialized):
                 aligned.append(position)
         rest = {n: v for n, v in options.items() if n not in names}
-        found[Launch(kernel, *(tuple(d.items()) for d in (signature, constants)), tuple(aligned), tuple(rest.items()))] = None
+        kinds, fixed = tuple(signature.items()), tuple(constants.items())
+        found[Launch(kernel, kinds, fixed, tuple(aligned), tuple(rest.items()))] = None
 
     launching.recorder = record
     try:

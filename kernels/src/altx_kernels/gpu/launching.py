@@ -1,5 +1,8 @@
 """Starting Triton kernels: which tokens each program gets, in what blocks, without tuning at call time."""
 
+# Triton has no types, nor have its functions.
+# mypy: disable-error-code="import-untyped"
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -51,6 +54,13 @@ def power_of_2(n: int, least: int = 16) -> int:
 def processors(device: torch.device) -> int:
     """Number of streaming multiprocessors; the interpreter counts as a large GPU."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
+
+
+@cache
+def capability(device: torch.device) -> int:
+    """Compute capability, 90 for 9.0; the interpreter's is as good as any."""
+    major, minor = torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
+    return 10 * major + minor
 
 
 def segment(x: Tensor, tokens: int, programs: int, chunk: int) -> int | None:

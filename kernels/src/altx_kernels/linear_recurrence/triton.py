@@ -17,6 +17,9 @@ The gradients are linear recurrences too, some backwards in time and some with t
     dg_t = sum over i >= t of q_i dq_i - k_i dk_i, and S dS after the last
 """
 
+# Triton has no types, nor have its functions.
+# mypy: disable-error-code="import-untyped, no-untyped-call, no-untyped-def, untyped-decorator"
+
 from __future__ import annotations
 
 from typing import Any
@@ -26,8 +29,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from altx_kernels.gpu import INTERPRETED
 from altx_kernels.gpu.common import carry, exp, piece, suffix_sums
-from altx_kernels.gpu.launching import DEVICE, INTERPRETED, cut, dot_types, launch, power_of_2, rows, segment
+from altx_kernels.gpu.launching import (
+    DEVICE,
+    capability,
+    cut,
+    dot_types,
+    launch,
+    power_of_2,
+    rows,
+    segment,
+)  # fmt: skip
 from altx_kernels.primitive import Primitive
 
 # Where the decay acts: not at all, on all of S, on its rows (key channels), on its columns.
@@ -67,7 +80,7 @@ def pairs_kernel(
     """A[t, s] = sum over channels of q_t k_s exp(G_t - G_s) in a small chunk, by lag t - s."""
     i = (tl.program_id(0) // H).to(tl.int64)
     h = tl.program_id(0) % H
-    n, start, stop = piece(i, table, T, L, PACKED)
+    _n, start, stop = piece(i, table, T, L, PACKED)
     r = tl.arange(0, C)
     c = tl.arange(0, BK)
     t = start + r
@@ -96,7 +109,7 @@ def chunks_kernel(
     """Walk through a piece: write o if OUT, the state after it if END, and where not OUT the piece's own decay."""
     i = (tl.program_id(0) // H).to(tl.int64)
     h = tl.program_id(0) % H
-    n, start, stop = piece(i, table, T, L, PACKED)
+    _n, start, stop = piece(i, table, T, L, PACKED)
     r = tl.arange(0, C)
     ck = tl.arange(0, BK)
     cv = tl.program_id(1) * BV + tl.arange(0, BV)
@@ -149,7 +162,7 @@ def chunks_kernel(
             whole = exp(total)[None, :]
         elif GATE == 1 or RESET:
             own, gone = load_head(g, h * hg, t, there, sg, reset, GATE, RESET)
-            following, gone_next = load_head(g, h * hg, t + 1, t + 1 < last, sg, reset, GATE, RESET)
+            following, _gone_next = load_head(g, h * hg, t + 1, t + 1 < last, sg, reset, GATE, RESET)
             # Tokens between which the past was wiped out do not meet: they have different numbers.
             number_of = tl.cumsum(gone.to(tl.int32), 0)
             wiped = tl.sum(gone.to(tl.int32), 0)
@@ -160,7 +173,7 @@ def chunks_kernel(
             whole = exp(total)
             if OUT:
                 pairs = pairs & (number_of[:, None] == number_of[None, :])
-                if DT != tl.float32:
+                if tl.bfloat16 == DT:
                     lags = G[:, None] - G[None, :]
                     if REVERSE:
                         lags = -lags
@@ -264,16 +277,21 @@ def step_kernel(
     tl.store(o + (n * H + h) * V + cv, y.to(o.dtype.element_ty), cv < V)
 
 
-def chunk_of(gate: int) -> int:
-    """Tokens in a chunk; the interpreter gets few, so that small examples have several."""
-    return SMALL if gate in (ROW, COLUMN) or INTERPRETED else 64
+def config(K: int, V: int, gate: int, dtype: torch.dtype, capability: int) -> dict[str, int]:
+    """Tokens in a chunk, blocks and warps for a state of K rows and V columns.
 
-
-def config(K: int, V: int, dtype: torch.dtype) -> dict[str, int]:
-    """Blocks and warps for a state of K rows and V columns: the state's block is in registers, q and k are whole."""
-    BK = power_of_2(K)
-    most = (64 if BK <= 128 else 32) // (1 if dtype == torch.bfloat16 else 2)
-    return {"BK": BK, "BV": min(power_of_2(V), most), "num_warps": 4 if BK <= 64 else 8}
+    q and k are whole in registers, and three parts of float32 beside each other (see dot_types), so that its chunks
+    are small. The interpreter gets small chunks, so that small examples have several.
+    """
+    BK, BV, C, warps = power_of_2(K), 32, SMALL, 8
+    if dtype == torch.bfloat16:
+        if gate in (ROW, COLUMN):
+            BV = 64
+        elif BK <= 128:
+            C, warps = (64, 8) if capability >= 90 else (32, 4)
+    if BK > 128:
+        BV //= 2
+    return {"C": SMALL if INTERPRETED else C, "BK": BK, "BV": max(16, min(power_of_2(V), BV)), "num_warps": warps}
 
 
 def _gate(g: Tensor | None, columns: bool) -> int:
@@ -303,7 +321,8 @@ def recurrence(
     """
     B, T, K, V = *q.shape[:2], q.shape[3], v.shape[3]
     gate = _gate(g, columns)
-    C, blocks = chunk_of(gate), config(K, V, v.dtype)
+    blocks = config(K, V, gate, v.dtype, capability(v.device))
+    C = blocks["C"]
     grid_v = triton.cdiv(V, blocks["BV"])
     N = B if cu_seqlens is None else len(cu_seqlens) - 1
     q, k, v, g = rows(q), rows(k), rows(v), None if g is None else rows(g)
@@ -325,7 +344,7 @@ def recurrence(
             *_layout(first, second, g), heads, *ratio, K,
             RESET=flags["RESET"], PACKED=flags["PACKED"], C=C, BK=blocks["BK"], num_warps=4,
         )  # fmt: skip
-    common = {**flags, "REVERSE": reverse, "C": C, **blocks, **dot_types(v.dtype)}
+    common = {**flags, "REVERSE": reverse, **blocks, **dot_types(v.dtype)}
     length = segment(v, T, N * heads * grid_v, C)
     pieces = cut(v, cu_seqlens, length)
     grid = (pieces.count * heads, grid_v)
@@ -401,7 +420,7 @@ def _backward(
     if not v.numel():
         return dq.zero_(), dk.zero_(), dv.zero_(), dg.zero_(), d_initial.copy_(dS) if d_initial.numel() else d_initial
     past = None if initial_state is None else initial_state.transpose(-1, -2)
-    each = {"columns": True, "dtype": torch.float32}
+    each: dict[str, Any] = {"columns": True, "dtype": torch.float32}
     dq_heads, _ = recurrence(do, v, k, g, reset, past, cu_seqlens, H, **each)
     dk_heads, _ = recurrence(v, do, q, g, reset, dS.transpose(-1, -2), cu_seqlens, H, reverse=True, **each)
     dv, dS0 = recurrence(k, q, do, g, reset, dS, cu_seqlens, H, reverse=True, dtype=v.dtype)

@@ -8,6 +8,9 @@ recomputing the states between from that. It is summed over channels (for B, C) 
 in a fixed order.
 """
 
+# Triton has no types, nor have its functions.
+# mypy: disable-error-code="import-untyped, no-untyped-call, no-untyped-def, untyped-decorator"
+
 from __future__ import annotations
 
 from typing import Any
@@ -144,8 +147,8 @@ def future_kernel(
 
 @triton.jit(do_not_specialize=["T", "L", "tokens"])
 def backward_kernel(
-    dy, x, dt, A, B, C, skip, z, dt_bias, reset, begin, d_end, checks, dx, d_dt, dA, dB, dC, d_skip, dz, d_bias, d_begin,
-    table, T, L, tokens, sx, sdt, sb, sc, sz, D, N,
+    dy, x, dt, A, B, C, skip, z, dt_bias, reset, begin, d_end, checks, dx, d_dt, dA, dB, dC, d_skip, dz, d_bias,
+    d_begin, table, T, L, tokens, sx, sdt, sb, sc, sz, D, N,
     SOFTPLUS: tl.constexpr, PACKED: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, KEPT: tl.constexpr,
 ):  # fmt: skip
     i = tl.program_id(0).to(tl.int64)
@@ -198,7 +201,7 @@ def backward_kernel(
             Bt = tl.load(B + t * sb + n, both(in_n, there), 0.0).to(tl.float32)
             if reset is not None:
                 h = tl.where(tl.load(reset + t, there, 0) != 0, 0.0, h)
-            before = before + (h,)
+            before = before + (h,)  # type: ignore[assignment]  # noqa: RUF005 (Triton knows no star)
             h = tl.exp2(step_dt[:, None] * a_log) * h + (step_dt * xt)[:, None] * Bt[None, :]
         for j in tl.static_range(KEPT):
             t = start + c * KEPT + (KEPT - 1 - j)
@@ -250,7 +253,7 @@ def config(D: int, N: int) -> dict[str, int]:
     return {"BD": min(power_of_2(D, 1), max(1, 512 // BN)), "BN": BN}
 
 
-def _per_channel(*tensors: Tensor | None) -> list[Tensor | None]:
+def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
     return [None if x is None else x.contiguous() for x in tensors]
 
 
@@ -269,7 +272,7 @@ def _begins(
 ) -> Tensor:  # fmt: skip
     """The state that each piece of a split sequence begins with; `final` receives the last."""
     x, _, A = tensors[:3]
-    states = x.new_empty(pieces.count, *A.shape, dtype=torch.float32)
+    states: Tensor = x.new_empty(pieces.count, *A.shape, dtype=torch.float32)
     decays = torch.empty_like(states)
     launch(
         scan_kernel, grid, *tensors, None, None, states, decays, pieces.table, pieces.tokens, pieces.length, *strides,
@@ -286,8 +289,9 @@ def _forward(
     y, final = _forward_fake(x, dt, A, B, C, D, z, dt_bias, softplus, initial_state, reset, cu_seqlens)
     if not y.numel():
         return y, final.zero_() if initial_state is None else final.copy_(initial_state)
-    x, dt, B, C, z = (None if v is None else rows(v) for v in (x, dt, B, C, z))
-    A, D, dt_bias, initial_state, reset = _per_channel(A, D, dt_bias, initial_state, reset)
+    x, dt, B, C = (rows(v) for v in (x, dt, B, C))
+    z, A = None if z is None else rows(z), A.contiguous()
+    D, dt_bias, initial_state, reset = _contiguous(D, dt_bias, initial_state, reset)
     pieces, blocks, split = _pieces(x, cu_seqlens, *A.shape)
     grid, strides = (pieces.count, blocks), tuple(0 if v is None else v.stride(1) for v in (x, dt, B, C, z))
     flags = {"SOFTPLUS": softplus, "PACKED": cu_seqlens is not None, **config(*A.shape), "num_warps": 1}
@@ -322,8 +326,9 @@ def _backward(
             result.zero_()
         return *results[:-1], results[-1].copy_(d_final)
     dx, d_dt, dz, d_initial = results[0], results[1], results[6], results[8]
-    x, dt, B, C, z = (None if v is None else rows(v) for v in (x, dt, B, C, z))
-    A, D, dt_bias, initial_state, reset = _per_channel(A, D, dt_bias, initial_state, reset)
+    x, dt, B, C = (rows(v) for v in (x, dt, B, C))
+    z, A = None if z is None else rows(z), A.contiguous()
+    D, dt_bias, initial_state, reset = _contiguous(D, dt_bias, initial_state, reset)
     dy, d_final = dy.contiguous(), d_final.contiguous()
     pieces, blocks, split = _pieces(x, cu_seqlens, *A.shape)
     grid, strides = (pieces.count, blocks), tuple(0 if v is None else v.stride(1) for v in (x, dt, B, C, z))
@@ -351,7 +356,7 @@ def _backward(
     launch(
         backward_kernel, grid, dy, x, dt, A, B, C, D, z, dt_bias, reset, begin, d_end, checks, dx, d_dt, dA, dB, dC,
         d_skip, dz, d_bias, None if split else d_initial, pieces.table, pieces.tokens, pieces.length, tokens, *strides,
-        *A.shape, **flags, KEPT=KEEP, num_warps=2,
+        *A.shape, **flags, KEPT=KEEP, num_warps=8,
     )  # fmt: skip
     sums = dA.sum(0), dB.sum(0), dC.sum(0), d_skip.sum(0), d_bias.sum(0)
     of_A, of_B, of_C, of_D, of_bias = (
