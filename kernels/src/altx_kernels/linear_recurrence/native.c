@@ -8,7 +8,8 @@
  * Decays are only ever multiplied with each other: no exponential grows, and resets and g = -inf need no care.
  *
  * A group's q k^T is computed once for all its heads. A task is a sequence, a group, and some of its units; a unit is a
- * head and a block of at most 96 value channels, whose part of the state, a slab (Kp, Vb), is meant for the first cache.
+ * head and a block of at most 96 value channels, whose part of the state, a slab (Kp, Vb), is meant for the first
+ * cache.
  *
  * Matrices are padded with zeros: K to Kp and V to a multiple of Vb, so that no product has a rest; they have L columns
  * where their columns are tokens. A name that ends in T has its tokens (or value channels) as columns.
@@ -510,8 +511,8 @@ EXPORT void FN(step)(const real *q, const real *k, const real *v, const real *g,
         const int fresh = !initial || (reset && reset[n]);
         real one = !channel && g ? vexp(vset(g_[0]))[0] : 1;
         for (int64_t j = 0; j < V; j += 4 * LANES) {
-            vec x[4] = {0}, value[4];
-            for (int m = 0; m < 4; m++) value[m] = j + m * LANES < V ? vload_n(v_ + j + m * LANES, V - j - m * LANES) : vset(0);
+            vec x[4] = {0}, value[4] = {0};
+            for (int m = 0; m < 4 && j + m * LANES < V; m++) value[m] = vload_n(v_ + j + m * LANES, V - j - m * LANES);
             for (int64_t c = 0; c < K; c++) {
                 const real *S = initial + (i * K + c) * V + j;
                 real *to = final + (i * K + c) * V + j, a = channel ? vexp(vset(g_[c]))[0] : one;

@@ -1,5 +1,5 @@
-/* Matrix products a tile at a time: ROWS rows and WIDE columns of the result stay in registers while the terms are added.
- */
+/* Matrix products a tile at a time: ROWS rows and WIDE columns of the result stay in registers while the terms are
+ * added. */
 #ifndef TILES_H
 #define TILES_H
 
