@@ -115,7 +115,7 @@ def _sequence(
     keys, queries = rotate(keys, angle), rotate(queries, angle)
     zero = new.new_zeros(before.h.shape[:2])
     weight, g = sequences.shift(new, zero) + old, sequences.shift(decay, zero)
-    k, v = sequences.shift(keys, before.k) * weight[..., None], sequences.shift(x, before.v)
+    k, v = sequences.shift(keys, before.k), sequences.shift(x, before.v) * weight[..., None]
     if reset is not None:
         g, k, v = blank(reset, g, k, v)
     # In float32 at least: the gradient of an angle is a small difference of large ones, which bfloat16 would lose.
