@@ -9,6 +9,7 @@ import torch
 from altx_ntm.kernels import SCAN
 from altx_ntm.kernels.ntm import cases, native
 
+from altx.measure import count_flops
 from altx_kernels.trees import leaves, map_leaves
 from altx_kernels.verify import verify
 
@@ -208,6 +209,15 @@ def test_backends_say_what_they_cannot_do():
     assert "meta" in choice.refused["native"] and "write-read" in choice.refused["torch"]
     assert "one loop" in SCAN.backends["torch"].unavailable(**EXAMPLES["read-write read only"])
     assert "no tokens" in SCAN.backends["torch"].unavailable(**EXAMPLES["read-write B=2 T=0 N=8 W=3"])
+
+
+def test_flops_are_those_of_the_torch_backend():
+    arguments = cases.call(2, 5, 8, 4, readers=2, writers=3)
+    counts = [count_flops(lambda b=b: SCAN(**arguments, backend=b)) for b in ("native", "torch")]
+    # Those of preparing tensors differ.
+    assert counts[0] == pytest.approx(counts[1], rel=0.2) and counts[0] > 0
+    reading = cases.call(2, 5, 8, 4, readers=2, writing=False)
+    assert 0 < count_flops(lambda: SCAN(**reading, backend="native")) < counts[0]
 
 
 def test_nothing_to_do_changes_nothing():

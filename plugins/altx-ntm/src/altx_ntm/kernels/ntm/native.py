@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from altx_kernels.native import Library
 from altx_kernels.primitive import Primitive
@@ -217,3 +218,14 @@ def _differentiate(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
 
 BACKWARD = Primitive("altx_ntm::scan_backward", _backward, _fake_backward)
 FORWARD = Primitive("altx_ntm::scan", _forward, _fake, save=_save, backward=_differentiate)
+
+
+@register_flop_formula(torch.ops.altx_ntm.scan)
+def _flops(*inputs, out_shape=None, **_) -> int:  # type: ignore[no-untyped-def]
+    """As the backend torch counts: what either does is the same."""
+    keys, shifts = (inputs[0], inputs[5]), (inputs[3], inputs[8])
+    batch, slots, width = inputs[12]
+    readers, writers = (key[2] if key else 0 for key in keys)
+    looking = sum(key[2] * (2 * width + 12 + 2 * shift[-1]) for key, shift in zip(keys, shifts, strict=True) if key)
+    per_slot = looking + 2 * width * (readers + 1) + 5 * width * writers
+    return int(batch * out_shape[0][1] * slots * per_slot)
