@@ -131,7 +131,7 @@ def test_padding_holds_the_states_exactly_whatever_it_holds(backend, length):
 
 
 @pytest.mark.parametrize("backend", [*CPU, "reference"])
-@pytest.mark.parametrize("where", ["x", "dt", "B"])
+@pytest.mark.parametrize("where", ["x", "dt", "B", "angles"])
 def test_nan_stays_in_its_row_and_in_its_sequence(backend, where):
     values = detached(example(3, 40, 2, 5, 1, 4, 2, state=True))
     values[where][1, 7] = torch.nan
@@ -141,7 +141,7 @@ def test_nan_stays_in_its_row_and_in_its_sequence(backend, where):
     values = detached(example(1, 40, 2, 5, 1, 4, 2, cuts=[0, 9, 25, 40], state=True))
     values[where][0, 10] = torch.nan
     y, *states = mamba3(**values, backend=backend)
-    assert y[0, :9].isfinite().all() and y[0, 25:].isfinite().all()
+    assert y[0, :9].isfinite().all() and y[0, 25:].isfinite().all() and y[0, 10:25].isnan().any(-1).all()
     assert all(state[[0, 2]].isfinite().all() for state in states) and states[0][1].isnan().any()
 
 
