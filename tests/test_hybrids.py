@@ -76,7 +76,7 @@ def train(model: Model, steps: int = 4) -> tuple[float, float]:
 @pytest.mark.parametrize("attach", ATTACH)
 def test_a_hybrid_of_everything_is_proved(attach: str) -> None:
     data = {"mixer": ",".join(MIXERS), "memory": "ntm", "attach": attach, "router": "topk", "feed_forward": "4*swiglu"}
-    results = prove(compose({"dim": 16, **data}, {"ntm.slots": 8, "ntm.width": 4}, seed=0))
+    results = prove(compose({"dim": 32, **data}, {"ntm.slots": 8, "ntm.width": 4}, seed=0))
     assert [result for result in results if result.status != "passed"] == []
 
 
