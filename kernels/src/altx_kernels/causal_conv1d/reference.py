@@ -29,7 +29,9 @@ def causal_conv1d(
         )  # fmt: skip
     batch, tokens, dim = x.shape
     dtype = precise(x, weight, bias, initial_state)
-    keep = weight.shape[1] - 1
+    # Once and not per token: so gradients are summed in that dtype too.
+    taps, offset = weight.T.to(dtype), None if bias is None else bias.to(dtype)
+    keep = len(taps) - 1
     if initial_state is None:
         initial_state = x.new_zeros(batch, keep, dim)
     state = past = initial_state.to(dtype)
@@ -38,8 +40,8 @@ def causal_conv1d(
         if reset is not None:
             past = torch.where(reset[:, t, None, None], 0, past)
         window = torch.cat([past, x[:, t, None].to(dtype)], 1)
-        y = (window * weight.T.to(dtype)).sum(1)
-        y = y if bias is None else y + bias.to(dtype)
+        y = (window * taps).sum(1)
+        y = y if offset is None else y + offset
         ys.append(F.silu(y) if activation else y)
         past = window[:, 1:]
         state = past if lengths is None else torch.where((t < lengths)[:, None, None], past, state)
