@@ -100,7 +100,7 @@ def call(fn: Callable[..., Any], mode: str) -> Callable[[Arguments], None]:
 
 def timed(run: Callable[[], None], calls: int, rounds: int) -> float:
     """Median milliseconds of one of the `calls` that `run` makes."""
-    times = []
+    times: list[float] = []
     for _ in range(rounds):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
@@ -141,8 +141,9 @@ def milliseconds(
 
 def attention(q: Tensor, k: Tensor, v: Tensor, **unused: Any) -> Tensor:
     """Causal attention on the same q, k and v: what the recurrence stands in for."""
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    heads = v.shape[2] // q.shape[2]
+    q, k, v = (x.transpose(1, 2) for x in (q.repeat_interleave(heads, 2), k.repeat_interleave(heads, 2), v))
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
 def rows(op: Op[Any], dtype: torch.dtype, rates: Rates, rounds: int, wrong: dict[str, str]) -> list[dict[str, Any]]:
@@ -159,7 +160,7 @@ def rows(op: Op[Any], dtype: torch.dtype, rates: Rates, rounds: int, wrong: dict
         bound = max(costs, key=lambda name: costs[name])
         for mode, factor in MODES.items():
             for name, fn in contenders.items():
-                row = {"op": op.name, "workload": workload.label, "mode": mode, "backend": name}
+                row: dict[str, Any] = {"op": op.name, "workload": workload.label, "mode": mode, "backend": name}
                 row |= {"floor_ms": factor * costs[bound] * 1e3, "bound": bound, "wrong": wrong.get(name, "")}
                 try:
                     eager, graph, note = milliseconds(call(fn, mode), turns, rounds)

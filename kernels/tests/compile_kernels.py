@@ -39,16 +39,19 @@ def calls(op: str, dtype: torch.dtype) -> list[tuple[Any, ...]]:
         return torch.zeros(shape, dtype=dtype)
 
     B, T, H, K, D, N = 1, 256, 2, 128, 256, 16
+    # bfloat16 stands for packed batches with resets, float32 for plain ones.
+    packed = dtype == torch.bfloat16
+    place = (torch.zeros(B, T, dtype=torch.bool), torch.tensor([0, T])) if packed else (None, None)
     heads, state = zeros(B, T, H, K), torch.zeros(B, H, K, K)
     if op == "causal-conv1d":
-        return [(zeros(B, T, D), zeros(D, 4), zeros(D), zeros(B, 3, D), None, None, None, True)]
+        return [(zeros(B, T, D), zeros(D, 4), zeros(D), zeros(B, 3, D), *place, None, True)]
     if op == "linear-recurrence":
         group = zeros(B, T, 1, K)
-        return [(group, group, heads, torch.zeros(g), state, None, None) for g in ((B, T, H), (B, T, H, K))]
+        return [(group, group, heads, torch.zeros(g), state, *place) for g in ((B, T, H), (B, T, H, K))]
     if op == "delta-rule":
-        return [(heads, heads, heads, heads, heads, torch.zeros(B, T, H, K), state, None, None)]
+        return [(heads, heads, heads, heads, heads, torch.zeros(B, T, H, K), state, *place)]
     x, b, A, d = zeros(B, T, D), zeros(B, T, N), torch.zeros(D, N), torch.zeros(D)
-    return [(x, x, A, b, b, d, x, d, True, torch.zeros(B, D, N), None, None)]
+    return [(x, x, A, b, b, d, x, d, True, torch.zeros(B, D, N), *place)]
 
 
 def backward(op: str, call: tuple[Any, ...], outputs: tuple[Any, Any]) -> tuple[Any, ...]:
