@@ -17,7 +17,7 @@ CAUSAL_CONV1D: Op[tuple[Tensor, Tensor]] = Op(
     reference=reference.causal_conv1d,
     backends=[
         triton_backend("altx_kernels.causal_conv1d", "x weight bias initial_state"),
-        Backend("causal_conv1d", vendor.causal_conv1d, vendor.unavailable, vendor.absent),
+        Backend("causal-conv1d", vendor.causal_conv1d, vendor.unavailable, vendor.absent),
         Backend("native", native.causal_conv1d, native.unavailable, native.LIBRARY.problem),
         Backend("torch", chunked.causal_conv1d),
     ],
