@@ -36,8 +36,8 @@ def altx_token_mixers() -> Iterable[MixerSpec]:
                 "h_t = exp(dt_t A) h_{t-1} + B_t (dt_t x_t)^T,  y_t = norm((C_t h_t + D x_t) * silu(z_t)), in heads\n"
                 "of width P; A is one number per head, which lets whole chunks be computed as matrix products.\n"
                 "Linear in T: 6 D E FLOPs of projections and 5 E N of recurrence per token.\n"
-                "State: E N + (K - 1)(E + 2 G N) numbers per row however long the sequence; N = state_size is 8 times\n"
-                "that of mamba at the same speed on a GPU. Use it where mamba's state is too small for recall."
+                "State: E N + (K - 1)(E + 2 G N) numbers per row however long the sequence; N = state_size is by default\n"
+                "8 times that of mamba. Use it where mamba's state is too small for recall."
             ),
             build="altx_mamba.mamba2:build",
             config="altx_mamba.mamba2_config:Mamba2Config",
@@ -50,7 +50,7 @@ def altx_token_mixers() -> Iterable[MixerSpec]:
             description=(
                 "h_t = a_t h_{t-1} + (1 - l_t) dt_t a_t k_{t-1} x_{t-1}^T + l_t dt_t k_t x_t^T,  a_t = exp(dt_t A_t),\n"
                 "y_t = (h_t^T q_t + D x_t) * silu(z_t), in heads of width P. k and q are B and C, normed, biased and\n"
-                "rotated by angles that add up over the tokens: a complex decay, which can count and keep parity.\n"
+                "rotated by angles that add up over the tokens: a complex decay, which can keep parity.\n"
                 "The weight l_t of the trapezoid takes the place of Mamba-2's convolution.\n"
                 "Linear in T: 6 D E FLOPs of projections and 5 E N of recurrence per token, E inner width.\n"
                 "State: E N + H (N + P + R) numbers per row however long the sequence, N = state_size, R angles.\n"
