@@ -36,8 +36,8 @@ def altx_token_mixers() -> Iterable[MixerSpec]:
                 "h_t = exp(dt_t A) h_{t-1} + B_t (dt_t x_t)^T,  y_t = norm((C_t h_t + D x_t) * silu(z_t)), in heads\n"
                 "of width P; A is one number per head, which lets whole chunks be computed as matrix products.\n"
                 "Linear in T: 6 D E FLOPs of projections and 5 E N of recurrence per token.\n"
-                "State: E N + (K - 1)(E + 2 G N) numbers per row however long the sequence; N = state_size is by default\n"
-                "8 times that of mamba. Use it where mamba's state is too small for recall."
+                "State: E N + (K - 1)(E + 2 G N) numbers per row however long the sequence; by default N,\n"
+                "state_size, is 8 times that of mamba. Use it where mamba's state is too small for recall."
             ),
             build="altx_mamba.mamba2:build",
             config="altx_mamba.mamba2_config:Mamba2Config",
