@@ -286,7 +286,7 @@ def config(K: int, V: int, gate: int, dtype: torch.dtype, capability: int) -> di
     BK, BV, C, warps = power_of_2(K), 32, SMALL, 8
     if dtype == torch.bfloat16:
         if gate in (ROW, COLUMN):
-            BV = 64
+            BV = 64 if capability >= 90 else 32
         elif BK <= 128:
             C, warps = (64, 8) if capability >= 90 else (32, 4)
     if BK > 128:
