@@ -147,7 +147,7 @@ class Layer(Component):
 
 def scoped(path: str, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Losses or metrics of the component at `path`, named by where it sits."""
-    return {f"{path}.{name}": value for name, value in values.items()}
+    return {f"{path}.{name}": value for name, value in values.items()} if values else {}
 
 
 def advanced(seen: Tensor | None, x: Tensor, ctx: Context) -> Tensor:

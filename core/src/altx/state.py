@@ -70,7 +70,7 @@ class State:
         """A copy with some leaves changed; `seen` stays unless given."""
         if unknown := leaves.keys() - self.leaves.keys():
             raise StateError(f"no leaf named {', '.join(sorted(unknown))}; there are {', '.join(self.leaves)}")
-        return replace(self, leaves={**self.leaves, **leaves}, seen=self.seen if seen is None else seen)
+        return State({**self.leaves, **leaves}, self.spec, self.children, self.seen if seen is None else seen)
 
     def map(self, fn: Callable[[Tensor, Leaf], Tensor]) -> State:
         """Apply fn to every leaf and counter, here and below."""

@@ -133,10 +133,14 @@ class Mamba(Layer):
 
     def _step(self, x: Tensor, ctx: Context, state: State) -> Output:
         """One token of every row: decoding."""
+        # Straight from where nn.Module keeps them: its attributes are slow, and a step is short.
+        (W_in, b_in), (W_conv, b_conv), (W_x, _), (W_dt, b_dt), (W_out, b_out) = (
+            child._parameters.values() for child in self._modules.values() if child
+        )
+        A_log, D = self._parameters.values()
         y, past, h = mamba_step(
-            x[:, 0], state["conv"], state["ssm"], self.in_proj.weight, self.in_proj.bias, self.conv1d.weight[:, 0],
-            self.conv1d.bias, self.x_proj.weight, self.dt_proj.weight, self.dt_proj.bias, self.A_log, self.D,
-            self.out_proj.weight, self.out_proj.bias, inner_norm_eps=self.inner_norm_eps, donate=ctx.donate_state,
+            x[:, 0], state["conv"], state["ssm"], W_in, b_in, W_conv[:, 0], b_conv, W_x, W_dt, b_dt, A_log, D, W_out,
+            b_out, inner_norm_eps=self.inner_norm_eps, donate=ctx.donate_state,
         )  # fmt: skip
         return Output(y[:, None], state.replace(conv=past, ssm=h, seen=advanced(state.seen, x, ctx)))
 
