@@ -22,6 +22,7 @@ from altx_mamba.initial import initial_dt_bias, zero_biases
 from altx_mamba.kernels.ssd import ssd
 from altx_mamba.mamba2_config import Mamba2Config
 from altx_mamba.masking import real_first
+from altx_mamba.pieces import in_pieces
 
 LEAVES = {"conv": Leaf(kind="conv"), "ssm": Leaf(fp32=True)}
 
@@ -109,6 +110,8 @@ class Mamba2(Layer):
     def forward(self, x: Tensor, ctx: Context = FRESH, state: State | None = None) -> Output:
         if not x.shape[1]:
             return Output(x, state)
+        if out := in_pieces(self, x, ctx, state):
+            return out
         batch = real_first(x, ctx)
         z, u, dt = self.in_proj(batch.x).split(self.projected, -1)
         past, h = (state["conv"], state["ssm"]) if state else (None, None)

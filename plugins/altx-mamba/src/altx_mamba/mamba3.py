@@ -20,6 +20,7 @@ from altx_mamba.initial import initial_dt_bias
 from altx_mamba.kernels.mamba3 import mamba3
 from altx_mamba.mamba3_config import Mamba3Config
 from altx_mamba.masking import real_first
+from altx_mamba.pieces import in_pieces
 
 LEAVES = {name: Leaf(fp32=True) for name in ("ssm", "angle", "k", "v")}
 
@@ -107,6 +108,8 @@ class Mamba3(Layer):
     def forward(self, x: Tensor, ctx: Context = FRESH, state: State | None = None) -> Output:
         if not x.shape[1]:
             return Output(x, state)
+        if out := in_pieces(self, x, ctx, state):
+            return out
         batch = real_first(x, ctx)
         z, v, B, C, dt, a, trap, angles = self.in_proj(batch.x).split(self.projected, -1)
         h, angle, k, last = (state["ssm"], state["angle"], state["k"], state["v"]) if state else (None,) * 4

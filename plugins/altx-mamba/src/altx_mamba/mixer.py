@@ -21,6 +21,7 @@ from altx_mamba.initial import initial_dt_bias, zero_biases
 from altx_mamba.kernels.mamba_step import mamba_step
 from altx_mamba.kernels.selective_scan import selective_scan
 from altx_mamba.masking import real_first
+from altx_mamba.pieces import in_pieces
 
 STEPPED = (torch.float32, torch.float64)
 """Dtypes in which a single token is one op. In others, torch's matrix products are worth more than that."""
@@ -110,6 +111,8 @@ class Mamba(Layer):
     def forward(self, x: Tensor, ctx: Context = FRESH, state: State | None = None) -> Output:
         if not x.shape[1]:
             return Output(x, state)
+        if out := in_pieces(self, x, ctx, state):
+            return out
         if x.shape[1] == 1 and state is not None and ctx.mask is None and ctx.reset is None and x.dtype in STEPPED:
             return self._step(x, ctx, state)
         batch = real_first(x, ctx)

@@ -1,0 +1,36 @@
+"""Long sequences piece by piece, where no gradient is wanted."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from altx.context import Context
+from altx.layer import Layer, Output
+from altx.state import State
+
+TOKENS = 2048
+"""Tokens of a piece, over all rows: enough for the matrix products, few enough for the cache."""
+
+SHORTEST = 256
+"""Tokens of a piece in each row at the least."""
+
+
+def in_pieces(layer: Layer, x: Tensor, ctx: Context, state: State | None) -> Output | None:
+    """What a recurrent layer makes of x (B, T, D), computed piece by piece; None where x should go through whole.
+
+    On a CPU, memory that was just handed out costs more to touch than to compute with. The temporaries of a piece fit
+    into memory that is used again and again, so a token costs the same however long the sequence.
+    """
+    batch, length = x.shape[:2]
+    piece = max(SHORTEST, TOKENS // max(batch, 1))
+    if length < 2 * piece or x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return None
+    y, carried = torch.empty_like(x), state
+    if carried is None:
+        carried = layer.init_state(batch, device=x.device)
+    for start in range(0, length, piece):
+        now = slice(start, min(start + piece, length))
+        out = layer(x[:, now], ctx.slice(now.start, now.stop), carried)
+        y[:, now], carried = out.y, out.state
+    return Output(y, None if state is None else carried)
