@@ -25,6 +25,20 @@ EACH(sigmoid)
 EACH(softplus)
 EACH(abs)
 
+INLINE vec vsine(vec x) {
+    vec sine, cosine;
+    vsincos(x, &sine, &cosine);
+    return sine;
+}
+EACH(sine)
+
+INLINE vec vcosine(vec x) {
+    vec sine, cosine;
+    vsincos(x, &sine, &cosine);
+    return cosine;
+}
+EACH(cosine)
+
 INLINE vec vbounded(vec x) { return vclamp(x, -2, 3); }
 EACH(bounded)
 
@@ -34,7 +48,7 @@ EXPORT void FN(sums)(const real *x, real *y, int64_t n) {
     y[n] = (real)LANES;
 }
 """
-FUNCTIONS = dict.fromkeys(("exp", "sigmoid", "softplus", "abs", "bounded", "sums"), "ppi")
+FUNCTIONS = dict.fromkeys(("exp", "sigmoid", "softplus", "abs", "sine", "cosine", "bounded", "sums"), "ppi")
 DTYPES = [torch.float32, torch.float64]
 NAMES = [variant.name for variant in variants.variants() if not variant.missing()]
 
@@ -90,6 +104,17 @@ def test_each_function_is_right_to_few_units_in_the_last_place(library, name, dt
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["sine", "cosine"])
+def test_sines_and_cosines_are_right_in_every_quarter_of_many_turns(library, name, dtype):
+    small = torch.logspace(-30, 0, 10_000, dtype=torch.float64)
+    ends = [k * math.pi / 4 * (1 + torch.linspace(-1e-6, 1e-6, 101, dtype=torch.float64)) for k in range(-9, 10)]
+    x = torch.cat([torch.linspace(-1000, 1000, 400_001, dtype=torch.float64), small, -small, *ends]).to(dtype)
+    exact = (np.sin if name == "sine" else np.cos)(x.numpy().astype(Wide))
+    error = abs(apply(library, name, x).numpy().astype(Wide) - exact)
+    assert error.max() <= 1.5 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_what_is_not_finite(library, dtype):
     inf, nan = math.inf, math.nan
     x = torch.tensor([-inf, inf, nan, 0.0, -0.0], dtype=dtype)
@@ -99,6 +124,8 @@ def test_what_is_not_finite(library, dtype):
         "sigmoid": [0, 1, nan, half, half],
         "softplus": [0, inf, nan, log2, log2],
         "abs": [inf, inf, nan, 0, 0],
+        "sine": [nan, nan, nan, 0, 0],
+        "cosine": [nan, nan, nan, 1, 1],
         "bounded": [-2, 3, nan, 0, 0],
     }.items():
         eps = torch.finfo(dtype).eps
@@ -110,7 +137,7 @@ def test_what_is_not_finite(library, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_nan_stays_in_its_lane(library, dtype):
     x = torch.linspace(-3, 3, 37, dtype=dtype)
-    for name in ("exp", "sigmoid", "softplus", "bounded"):
+    for name in ("exp", "sigmoid", "softplus", "sine", "cosine", "bounded"):
         clean = apply(library, name, x)
         for at in (0, 5, 36):
             dirty = apply(library, name, x.index_fill(0, torch.tensor(at), math.nan))
