@@ -39,7 +39,8 @@ from altx_kernels.trees import leaves, map_leaves
 from altx_kernels.verify import verify
 
 MODULES = (
-    "altx_kernels.causal_conv1d", "altx_kernels.linear_recurrence", "altx_kernels.delta_rule",
+    "altx_kernels.causal_conv1d", "altx_kernels.gated_rms_norm", "altx_kernels.linear_recurrence",
+    "altx_kernels.delta_rule",
     "altx_mamba.kernels.selective_scan", "altx_mamba.kernels.ssd", "altx_mamba.kernels.mamba3",
 )  # fmt: skip
 PACKAGES = ("torch", "triton", "altx", "altx-mamba", "fla-core", "mamba-ssm", "causal-conv1d")

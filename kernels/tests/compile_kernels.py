@@ -21,6 +21,7 @@ from altx_kernels.gpu import compiling, launching
 
 MODULES = {
     "causal-conv1d": "altx_kernels.causal_conv1d.triton",
+    "gated-rms-norm": "altx_kernels.gated_rms_norm.triton",
     "linear-recurrence": "altx_kernels.linear_recurrence.triton",
     "delta-rule": "altx_kernels.delta_rule.triton",
     "selective-scan": "altx_mamba.kernels.selective_scan.triton",
@@ -45,6 +46,10 @@ def calls(op: str, dtype: torch.dtype) -> list[tuple[Any, ...]]:
     heads, state = zeros(B, T, H, K), torch.zeros(B, H, K, K)
     if op == "causal-conv1d":
         return [(zeros(B, T, D), zeros(D, 4), zeros(D), zeros(B, 3, D), *place, None, True)]
+    if op == "gated-rms-norm":
+        y = zeros(B, T, 1536)
+        gates = [(y, True), (y, False), (None, True)]
+        return [(y, z, zeros(1536), 1e-5, size, first) for size in (1536, 64) for z, first in gates]
     if op == "linear-recurrence":
         group = zeros(B, T, 1, K)
         return [(group, group, heads, torch.zeros(g), state, *place) for g in ((B, T, H), (B, T, H, K))]
@@ -54,8 +59,10 @@ def calls(op: str, dtype: torch.dtype) -> list[tuple[Any, ...]]:
     return [(x, x, A, b, b, d, x, d, True, torch.zeros(B, D, N), *place)]
 
 
-def backward(op: str, call: tuple[Any, ...], outputs: tuple[Any, Any]) -> tuple[Any, ...]:
+def backward(op: str, call: tuple[Any, ...], outputs: Any) -> tuple[Any, ...]:
     """Arguments of the backward function of a call."""
+    if op == "gated-rms-norm":
+        return (outputs, *call)
     if op == "linear-recurrence":
         return (*outputs, *call, outputs[1])
     if op == "selective-scan":

@@ -18,6 +18,7 @@ import torch
 
 from altx_kernels.examples import Example, randn
 from altx_kernels.gpu import launching
+from altx_kernels.trees import leaves
 from altx_kernels.verify import verify
 
 CUTS = [0, 17, 17, 18, 35]
@@ -40,6 +41,17 @@ def convs() -> list[dict[str, Any]]:
         conv(0, initial_state=randn(2, 3, 5, seed=3)),
         conv(4, width=1, bare=True),
     ]
+
+
+def norms() -> list[dict[str, Any]]:
+    def norm(*shape: int, groups: int = 1, gate: bool = True, gate_first: bool = True) -> dict[str, Any]:
+        made = {"y": randn(*shape), "z": randn(*shape, seed=1) if gate else None, "weight": randn(shape[-1], seed=2)}
+        return made | {"eps": 1e-5, "group_size": shape[-1] // groups, "gate_first": gate_first}
+
+    return [
+        norm(2, 35, 15, groups=3), norm(2, 300, 40, gate_first=False), norm(1, 9, 2, 6, groups=2, gate=False),
+        norm(3, 2100), norm(1, 1, 12, groups=4, gate_first=False), norm(2, 0, 8),
+    ]  # fmt: skip
 
 
 def states(B: int, T: int, *options: str, K: int = 5, V: int = 18) -> dict[str, Any]:
@@ -106,6 +118,7 @@ def scans() -> list[dict[str, Any]]:
 
 OPS: dict[str, tuple[str, str, Callable[[], list[dict[str, Any]]]]] = {
     "causal-conv1d": ("altx_kernels.causal_conv1d", "CAUSAL_CONV1D", convs),
+    "gated-rms-norm": ("altx_kernels.gated_rms_norm", "GATED_RMS_NORM", norms),
     "linear-recurrence": ("altx_kernels.linear_recurrence", "OP", recurrences),
     "delta-rule": ("altx_kernels.delta_rule", "DELTA_RULE", deltas),
     "selective-scan": ("altx_mamba.kernels.selective_scan", "OP", scans),
@@ -141,8 +154,8 @@ def compiles(op: Any, call: dict[str, Any]) -> bool:
     x = next(iter(arguments.values())).requires_grad_()
 
     def run(**kwargs: Any) -> torch.Tensor:
-        y, state = op(**kwargs, backend="triton")
-        return y.square().sum() + state.sum()
+        y, *state = leaves(op(**kwargs, backend="triton"), "output").values()
+        return y.square().sum() + sum(s.sum() for s in state)
 
     gradients = [
         torch.autograd.grad(fn(**arguments), x)[0]

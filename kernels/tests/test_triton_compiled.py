@@ -13,7 +13,7 @@ COMPILE = Path(__file__).with_name("compile_kernels.py")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("op", ["causal-conv1d", "linear-recurrence", "delta-rule"])
+@pytest.mark.parametrize("op", ["causal-conv1d", "gated-rms-norm", "linear-recurrence", "delta-rule"])
 def test_kernels_compile_and_keep_within_registers_and_shared_memory(op: str) -> None:
     ran = subprocess.run([sys.executable, COMPILE, op], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout + ran.stderr

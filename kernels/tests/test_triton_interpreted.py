@@ -13,7 +13,7 @@ INTERPRET = Path(__file__).with_name("interpret.py")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("op", ["causal-conv1d", "linear-recurrence", "delta-rule"])
+@pytest.mark.parametrize("op", ["causal-conv1d", "gated-rms-norm", "linear-recurrence", "delta-rule"])
 def test_backend_is_right_in_the_interpreter(op: str) -> None:
     ran = subprocess.run([sys.executable, INTERPRET, op], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout + ran.stderr

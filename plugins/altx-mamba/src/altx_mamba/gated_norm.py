@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from altx_kernels.gated_rms_norm import gated_rms_norm
 
 
 class GatedRMSNorm(nn.Module):
@@ -26,12 +27,4 @@ class GatedRMSNorm(nn.Module):
 
     def forward(self, y: Tensor, z: Tensor | None = None) -> Tensor:
         """y and z (..., dim); without z there is no gate. Computes in float32 at least, returns the dtype of y."""
-        wide = torch.promote_types(y.dtype, torch.float32)
-        out, gate = y.to(wide), None if z is None else F.silu(z.to(wide))
-        if gate is not None and self.gate_first:
-            out = out * gate
-        groups = out.unflatten(-1, (-1, self.group_size))
-        out = F.rms_norm(groups, (self.group_size,), eps=self.eps).flatten(-2) * self.weight
-        if gate is not None and not self.gate_first:
-            out = out * gate
-        return out.to(y.dtype)
+        return gated_rms_norm(y, z, self.weight, eps=self.eps, group_size=self.group_size, gate_first=self.gate_first)
