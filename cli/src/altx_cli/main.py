@@ -104,7 +104,7 @@ def main() -> None:
     if "OMP_WAIT_POLICY" not in os.environ:
         # Threads that wait for each other soon sleep: where other programs want the cores too, threads that spin as
         # long as OpenMP lets them by default made a training step 35 times slower.
-        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+        os.environ.setdefault("GOMP_SPINCOUNT", "30000")
     for stream in (sys.stdout, sys.stderr):
         # A name or a byte that the terminal cannot show is no reason to stop.
         if hasattr(stream, "reconfigure"):

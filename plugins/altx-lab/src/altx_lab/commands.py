@@ -16,7 +16,7 @@ def train(
         Path | None, typer.Option(help="File to train on.", show_default="Python's language reference")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The run's directory.", show_default="runs/MODEL")] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps in all.", show_default="800")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps in all.", show_default="2000")] = None,
     batch: Annotated[int | None, typer.Option(help="Windows per step.", show_default="8")] = None,
     length: Annotated[int | None, typer.Option(help="Bytes per window.", show_default="128")] = None,
     lr: Annotated[float | None, typer.Option(help="Highest learning rate.", show_default="0.004")] = None,

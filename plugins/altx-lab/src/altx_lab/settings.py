@@ -18,11 +18,11 @@ FINAL_RATE = 0.1
 class Settings(Config):
     """Settings of a run, recorded in its run.json.
 
-    The defaults are those of the demo: two layers of width 128 in some two minutes on two cores. Short windows
+    The defaults are those of the demo: two layers of width 128 in two minutes on two cores. Short windows
     and many steps learnt the most in that time.
     """
 
-    steps: int = Field(800, ge=1, description="optimizer steps in all")
+    steps: int = Field(2000, ge=1, description="optimizer steps in all")
     batch: int = Field(8, ge=1, description="windows per step")
     length: int = Field(128, ge=1, description="bytes that each window predicts")
     lr: float = Field(4e-3, gt=0, allow_inf_nan=False, description="highest learning rate")
