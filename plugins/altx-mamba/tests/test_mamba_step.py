@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from altx_mamba.config import MambaConfig
 from altx_mamba.kernels.mamba_step import mamba_step, native
 from altx_mamba.kernels.mamba_step.cases import arguments
+from altx_mamba.mixer import build
+from torch import nn
+from torch.nn.utils import parametrize
 
-from altx_kernels import KernelError
+from altx.spec import BuildContextfrom altx_kernels import KernelError
 from altx_kernels.verify import verify
 
 SIZES = (3, 21, 40, 16, 4, 5)
@@ -72,3 +76,45 @@ def test_wrong_calls_are_refused_with_the_reason():
         mamba_step(**{**values, "D": values["D"].float()}, backend="native")
     with pytest.raises(KernelError, match="9 rows"), torch.no_grad():
         mamba_step(**arguments(9, *SIZES[1:]), backend="native")
+
+
+class Doubled(nn.Linear):
+    """What an adapter is to a step: a module of another class in the place of a known one."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Negated(nn.Module):
+    def forward(self, weight):
+        return -weight
+
+
+def replace(layer):
+    proj = layer.in_proj
+    layer.in_proj = Doubled(proj.in_features, proj.out_features, bias=False)
+    layer.in_proj.load_state_dict(proj.state_dict())
+
+
+def negate(layer):
+    parametrize.register_parametrization(layer.out_proj, "weight", Negated())
+
+
+def hook(layer):
+    layer.x_proj.register_forward_hook(lambda module, args, output: 3 * output)
+
+
+@pytest.mark.parametrize("change", [replace, negate, hook])
+def test_a_module_that_was_changed_is_called_while_decoding_too(change):
+    torch.manual_seed(0)
+    layer = build(MambaConfig(state_size=4), BuildContext(dim=8, num_layers=1))
+    x = torch.randn(2, 5, 8)
+    with torch.no_grad():
+        before = layer(x).y
+        change(layer)
+        whole, state = layer(x).y, layer.init_state(2)
+        assert (whole - before).abs().max() > 1e-3
+        for t in range(5):
+            out = layer(x[:, t : t + 1], state=state)
+            state = out.state
+            torch.testing.assert_close(out.y[:, 0], whole[:, t], atol=1e-5, rtol=1e-4)

@@ -22,9 +22,7 @@ from altx_mamba.kernels.mamba_step import mamba_step
 from altx_mamba.kernels.selective_scan import selective_scan
 from altx_mamba.masking import real_first
 from altx_mamba.pieces import in_pieces
-
-STEPPED = (torch.float32, torch.float64)
-"""Dtypes in which a single token is one op. In others, torch's matrix products are worth more than that."""
+from altx_mamba.stepping import steps
 
 LEAVES = {"conv": Leaf(kind="conv"), "ssm": Leaf(fp32=True)}
 
@@ -113,7 +111,7 @@ class Mamba(Layer):
             return Output(x, state)
         if out := in_pieces(self, x, ctx, state):
             return out
-        if x.shape[1] == 1 and state is not None and ctx.mask is None and ctx.reset is None and x.dtype in STEPPED:
+        if state is not None and steps(self, x, ctx, state):
             return self._step(x, ctx, state)
         batch = real_first(x, ctx)
         u, z = self.in_proj(batch.x).chunk(2, -1)
@@ -137,9 +135,8 @@ class Mamba(Layer):
     def _step(self, x: Tensor, ctx: Context, state: State) -> Output:
         """One token of every row: decoding."""
         # Straight from where nn.Module keeps them: its attributes are slow, and a step is short.
-        (W_in, b_in), (W_conv, b_conv), (W_x, _), (W_dt, b_dt), (W_out, b_out) = (
-            child._parameters.values() for child in self._modules.values() if child
-        )
+        weights: list[Any] = [child._parameters.values() for child in self._modules.values() if child is not None]
+        (W_in, b_in), (W_conv, b_conv), (W_x, _), (W_dt, b_dt), (W_out, b_out) = weights
         A_log, D = self._parameters.values()
         y, past, h = mamba_step(
             x[:, 0], state["conv"], state["ssm"], W_in, b_in, W_conv[:, 0], b_conv, W_x, W_dt, b_dt, A_log, D, W_out,
