@@ -11,7 +11,8 @@ from altx_mamba.mixer import build
 from torch import nn
 from torch.nn.utils import parametrize
 
-from altx.spec import BuildContextfrom altx_kernels import KernelError
+from altx.spec import BuildContext
+from altx_kernels import KernelError
 from altx_kernels.verify import verify
 
 SIZES = (3, 21, 40, 16, 4, 5)
