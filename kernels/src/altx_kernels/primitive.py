@@ -69,8 +69,8 @@ def _watched(args: tuple[Any, ...]) -> bool:
     if torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack() is not None:
         return True
     grad = torch.is_grad_enabled()
-    for arg in args:
-        # Modes and subclasses first of all: their tensors may have no memory to point to.
+    for arg in args:  # noqa: SIM110  # a generator costs a step of decoding too much
+        # Subclasses may have no memory to point to.
         if isinstance(arg, Tensor) and (type(arg) not in PLAIN or (grad and arg.requires_grad)):
             return True
     return False
