@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from altx_kernels.arguments import precise
@@ -28,7 +29,7 @@ def ssd(
     v, g = (x * dt[..., None]).to(x.dtype), dt.to(precise(dt)) * A
     run = RECURRENCE.backends[backend].fn
     y, h = run(C, B, v, g, initial_state=initial_state, reset=reset, cu_seqlens=cu_seqlens)
-    return y if D is None else y + (D[:, None] * x).to(y.dtype), h
+    return y if D is None else torch.addcmul(y, D[:, None], x).to(y.dtype), h
 
 
 def unavailable(
