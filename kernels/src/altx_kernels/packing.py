@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -14,12 +15,19 @@ from altx_kernels.op import KernelError
 def bounds(x: Tensor, cu_seqlens: Tensor | None) -> Tensor:
     """Where each sequence starts among the B * T tokens of x (B, T, ...), and where the last ends.
 
+    What reads memory by them asks here, where their values are looked at: a compiled graph has not done so.
+
     Returns:
         (N+1,) int64 on the CPU; N is B without cu_seqlens.
+
+    Raises:
+        KernelError: if cu_seqlens does not cut x into sequences.
     """
     if cu_seqlens is None:
         return torch.arange(x.shape[0] + 1) * x.shape[1]
-    return cu_seqlens.to("cpu", torch.int64).contiguous()
+    cuts = cu_seqlens.to("cpu", torch.int64).contiguous()
+    check_cu_seqlens(x, cuts)
+    return cuts
 
 
 def check_cu_seqlens(x: Tensor, cu_seqlens: Tensor | None) -> int:
@@ -67,8 +75,11 @@ def one_by_one(
         y (1, T, ...) and states (N, ...).
     """
     cuts = cu_seqlens.tolist()
+    if len(cuts) == 1:  # no sequence: what one without tokens would give, but for its state
+        y, state = fn(**per_token, initial_state=None, **rest)
+        return y, state[:0]
     ys, states = [], []
-    for n, (start, stop) in enumerate(zip(cuts, cuts[1:], strict=False)):
+    for n, (start, stop) in enumerate(pairwise(cuts)):
         piece = {name: None if value is None else value[:, start:stop] for name, value in per_token.items()}
         state = None if initial_state is None else initial_state[n : n + 1]
         y, state = fn(**piece, initial_state=state, **rest)

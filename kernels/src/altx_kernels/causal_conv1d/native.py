@@ -10,7 +10,7 @@ from torch import Tensor
 
 from altx_kernels.arguments import precise
 from altx_kernels.native import Library
-from altx_kernels.packing import bounds, check_cu_seqlens
+from altx_kernels.packing import bounds
 from altx_kernels.primitive import Primitive
 
 LIBRARY = Library(
@@ -46,13 +46,6 @@ def causal_conv1d(
     return result
 
 
-def _cuts(x: Tensor, cu_seqlens: Tensor | None) -> Tensor:
-    cuts = bounds(x, cu_seqlens)
-    if cu_seqlens is not None:
-        check_cu_seqlens(x, cuts)  # once more, since a compiled graph does not look at values, and C does not ask
-    return cuts
-
-
 def _rows(x: Tensor, dtype: torch.dtype) -> Tensor:
     """x in `dtype`, copied only if its channels do not lie side by side."""
     x = x if x.dtype == dtype else x.to(dtype)
@@ -81,7 +74,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     (batch, tokens, dim), width = x.shape, weight.shape[1]
     dtype = precise(x, weight, bias, initial_state)
-    cuts, rows = _cuts(x, cu_seqlens), _rows(x, dtype)
+    cuts, rows = bounds(x, cu_seqlens), _rows(x, dtype)
     y = torch.empty(batch, tokens, dim, dtype=dtype)
     final = torch.empty(len(cuts) - 1, width - 1, dim, dtype=dtype)
     LIBRARY.call(
@@ -109,7 +102,7 @@ def _backward(
     """Gradients of x, weight, bias and initial_state; empty where there is no such argument."""
     (batch, tokens, dim), width = x.shape, weight.shape[1]
     dtype = precise(x, weight, bias, initial_state)
-    cuts, rows, dy = _cuts(x, cu_seqlens), _rows(x, dtype), _rows(dy, dtype)
+    cuts, rows, dy = bounds(x, cu_seqlens), _rows(x, dtype), _rows(dy, dtype)
     dx, total = torch.empty(batch, tokens, dim, dtype=dtype), torch.zeros(width + 1, dim, dtype=dtype)
     dstate = None if initial_state is None else torch.empty(initial_state.shape, dtype=dtype)
     LIBRARY.call(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from altx_kernels.arguments import precise
 from altx_kernels.native import Library
+from altx_kernels.packing import bounds
 from altx_kernels.primitive import Primitive
 
 LIBRARY = Library(
@@ -49,7 +50,7 @@ def _forward(
     y, state, u, kept = _fake_forward(q, k, v, a, b, g, initial_state, reset, cu_seqlens, keep)
     rows, strides = _per_token(q, k, v, a, b, g)
     LIBRARY.call(
-        "delta_rule", q.dtype, *rows, _dense(initial_state), _dense(reset), _bounds(cu_seqlens),
+        "delta_rule", q.dtype, *rows, _dense(initial_state), _dense(reset), _bounds(q, cu_seqlens),
         y, state, u if keep else None, kept if keep else None,
         state.shape[0], q.shape[1], *state.shape[1:], *strides, _decay(g), *_work(v, state),
     )  # fmt: skip
@@ -83,8 +84,8 @@ def _backward(
     if parts > 1:  # sums over a part of the value channels each, added in one order
         dq, dk, da, db, dg = (x.new_empty(parts, *x.shape) for x in (dq, dk, da, db, dg))
     LIBRARY.call(
-        "delta_rule_backward", q.dtype, _dense(dy), _dense(dstate), *rows, _dense(reset), _bounds(cu_seqlens), u, kept,
-        dq, dk, dv, da, db, None if g is None else dg, dinitial if initial else None,
+        "delta_rule_backward", q.dtype, _dense(dy), _dense(dstate), *rows, _dense(reset), _bounds(q, cu_seqlens), u,
+        kept, dq, dk, dv, da, db, None if g is None else dg, dinitial if initial else None,
         sequences, length, batch * length, *kept.shape[1:], *strides, _decay(g), parts, threads,
     )  # fmt: skip
     if parts > 1:
@@ -110,8 +111,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _gradients(ctx: Any, dy: Tensor | None, dstate: Tensor | None, *unused: Tensor | None) -> tuple[Any, ...]:
-    dq, dk, dv, da, db, dg, dinitial = BACKWARD(dy, dstate, *ctx.saved_tensors, ctx.initial)
-    decay = None if ctx.saved_tensors[5] is None else dg
+    saved = ctx.saved_tensors  # once, as checkpoints ask
+    dq, dk, dv, da, db, dg, dinitial = BACKWARD(dy, dstate, *saved, ctx.initial)
+    decay = None if saved[5] is None else dg
     return dq, dk, dv, da, db, decay, dinitial if ctx.initial else None, None, None, None
 
 
@@ -142,8 +144,8 @@ def _dense(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.contiguous()
 
 
-def _bounds(cu_seqlens: Tensor | None) -> Tensor | None:
-    return None if cu_seqlens is None else cu_seqlens.to("cpu", torch.int64).contiguous()
+def _bounds(x: Tensor, cu_seqlens: Tensor | None) -> Tensor | None:
+    return None if cu_seqlens is None else bounds(x, cu_seqlens)
 
 
 def _decay(g: Tensor | None) -> int:
@@ -157,4 +159,4 @@ def _work(v: Tensor, state: Tensor) -> tuple[int, int]:
     threads = torch.get_num_threads() if v.numel() * width >= SERIAL else 1
     pieces = -(-values // COLUMNS)
     wanted = 1 if threads == 1 else -(-threads // max(1, sequences * heads))
-    return min(pieces, wanted), threads
+    return max(1, min(pieces, wanted)), threads

@@ -61,7 +61,8 @@ def delta_rule(
             S = torch.where(reset[:, t, None, None, None], 0, S)
         read = torch.einsum("bhk,bhkv->bhv", b_t, S)
         if g is not None:
-            S = torch.exp(g[:, t].to(dtype).reshape(batch, heads, -1, 1)) * S
+            decay = torch.exp(g[:, t].to(dtype))
+            S = (decay[..., None] if g.dim() == 4 else decay[..., None, None]) * S
         S = S + a_t[..., None] * read[:, :, None] + k_t[..., None] * v_t[:, :, None]
         o.append(torch.einsum("bhk,bhkv->bhv", q_t, S))
     return torch.stack(o, 1).to(v.dtype) if o else torch.zeros_like(v), S
