@@ -132,8 +132,9 @@ class Op(Generic[Result]):
         """Run the op with the chosen backend; see `choose`."""
         if backend is None and not _recorders and not os.environ.get(VARIABLE):
             # What `choose` would, with nothing to tell anybody: a step of decoding is short.
+            transform = _transform()
             for candidate in self.backends.values():
-                if candidate.reason(*args, **kwargs) is None:
+                if (transform is None or candidate.name == REFERENCE) and candidate.reason(*args, **kwargs) is None:
                     return candidate.fn(*args, **kwargs)
         choice = self.choose(*args, backend=backend, **kwargs)
         for choices in _recorders:
@@ -156,7 +157,7 @@ class Op(Generic[Result]):
             return self._pinned(name, f"{VARIABLE}={text}", args, kwargs)
         refused: dict[str, str] = {}
         for candidate in self.backends.values():
-            reason = candidate.reason(*args, **kwargs)
+            reason = self._reason(candidate, args, kwargs)
             if reason is None:
                 return Choice(self.name, candidate.name, refused)
             refused[candidate.name] = reason
@@ -167,12 +168,17 @@ class Op(Generic[Result]):
             raise KernelError(
                 f"{pin}: op {self.name!r} has no backend {name!r}", hint=f"it has {', '.join(self.backends)}"
             )
-        if reason := self.backends[name].reason(*args, **kwargs):
+        if reason := self._reason(self.backends[name], args, kwargs):
             raise KernelError(
                 f"{pin}: backend {name!r} cannot run this call of op {self.name!r}: {reason}",
                 hint="leave the pin out to have another backend chosen",
             )
         return Choice(self.name, name, pin=pin)
+
+    def _reason(self, backend: Backend[Result], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+        """Why a backend of this op cannot run a call here and now, or None."""
+        transform = None if backend.name == REFERENCE else _transform()
+        return transform or backend.reason(*args, **kwargs)
 
     def _pin(self, text: str) -> str | None:
         """The backend that ALTX_KERNEL asks of this op, or None."""
@@ -206,6 +212,23 @@ def parse_pins(text: str) -> tuple[str, dict[str, str]]:
         else:
             everywhere = backend
     return everywhere, by_op
+
+
+def _transform() -> str | None:
+    """Why only plain PyTorch, which is the reference, can run a call now, or None.
+
+    Kernels come with a gradient of their own, which reverse mode finds. torch.func does not look for it, and forward
+    mode would take what it does not find for zero.
+    """
+    import torch
+
+    if torch.compiler.is_compiling():
+        return None
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return "torch.func transforms see through PyTorch's own functions only"
+    if torch.autograd.forward_ad._current_level >= 0:
+        return "forward-mode derivatives go through PyTorch's own functions only"
+    return None
 
 
 _ops: dict[str, Op[Any]] = {}

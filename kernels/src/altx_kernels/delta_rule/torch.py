@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.linalg import solve_triangular
 
 from altx_kernels.arguments import precise
@@ -71,6 +72,7 @@ class _Chunks(torch.autograd.Function):
         return o, S.clone()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
         *per_token, states = ctx.saved_tensors
         do, dS = gradients

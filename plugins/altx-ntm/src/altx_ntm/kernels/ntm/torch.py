@@ -245,12 +245,13 @@ def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 
 def _backward(ctx, *gradients):  # type: ignore[no-untyped-def]
-    memories, addresses = ctx.saved_tensors[:2]
+    saved = ctx.saved_tensors  # once, as checkpoints ask
+    memories, addresses = saved[:2]
     length, batch, _, width = memories.shape
     shapes = (length, batch, ctx.readers, width), memories.shape[1:], addresses.shape[1:]
     # Of the seven outputs, the four that are only saved have no gradient.
     known = [memories.new_zeros(shape) if d is None else d for d, shape in zip(gradients, shapes, strict=False)]
-    return *_loop_backward(*known, *ctx.saved_tensors), None, None
+    return *_loop_backward(*known, *saved), None, None
 
 
 _loop.register_autograd(_backward, setup_context=_save)
