@@ -53,7 +53,7 @@ def linear_recurrence(
     g = None if g is None else g.to(dtype)
     initial_state = None if initial_state is None else initial_state.to(dtype)
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, g, initial_state))
-    o, S, _ = _forward(q, k, v, g, initial_state, reset, cu_seqlens, keep)
+    o, S, _ = FORWARD(q, k, v, g, initial_state, reset, cu_seqlens, keep)
     return (o if out == dtype else o.to(out)), S
 
 
@@ -153,7 +153,7 @@ def _backward_impl(
     do = v.new_zeros(v.shape) if do is None else do.contiguous()
     dS = None if dS is None else dS.contiguous()
     splits = _splits(q, v, sequences, threads)
-    dq, dk = q.new_empty(2, splits, *q.shape)
+    dq, dk = (q.new_empty(splits, *q.shape) for _ in range(2))
     dg = v.new_zeros(0) if g is None else g.new_zeros(splits, *g.shape)
     dv = torch.empty_like(v, memory_format=torch.contiguous_format)
     dS0 = v.new_empty(sequences, v.shape[2], q.shape[3], v.shape[3])
@@ -162,7 +162,12 @@ def _backward_impl(
         "backward", v.dtype, q, k, v, g, reset, at, kept, do, dS, dq, dk, dv, dg if g is not None else None, dS0,
         *_sizes(q, k, v, g, sequences), _chunk(g), splits, threads,
     )  # fmt: skip
-    return dq.sum(0), dk.sum(0), dv, dg if g is None else dg.sum(0), dS0
+    return _total(dq), _total(dk), dv, dg if g is None else _total(dg), dS0
+
+
+def _total(parts: Tensor) -> Tensor:
+    """The sum over the first axis; one part is not copied."""
+    return parts[0] if len(parts) == 1 else parts.sum(0)
 
 
 def _backward_fake(
@@ -183,9 +188,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 
 def _differentiate(ctx: Any, do: Tensor | None, dS: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     q, k, v, g, reset, cu_seqlens, kept = ctx.saved_tensors
-    dq, dk, dv, dg, dS0 = _backward(q, k, v, g, reset, cu_seqlens, kept, do, dS)
+    dq, dk, dv, dg, dS0 = BACKWARD(q, k, v, g, reset, cu_seqlens, kept, do, dS)
     return dq, dk, dv, None if g is None else dg, dS0 if ctx.stateful else None, None, None, None
 
 
-_backward = Primitive("altx::linear_recurrence_backward", _backward_impl, _backward_fake)
-_forward = Primitive("altx::linear_recurrence", _forward_impl, _forward_fake, save=_save, backward=_differentiate)
+BACKWARD = Primitive("altx::linear_recurrence_backward", _backward_impl, _backward_fake)
+FORWARD = Primitive("altx::linear_recurrence", _forward_impl, _forward_fake, save=_save, backward=_differentiate)

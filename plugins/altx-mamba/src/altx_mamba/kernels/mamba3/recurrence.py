@@ -153,7 +153,7 @@ def _native_sequence(
         sequences.reset, sequences.lengths, sequences.cu_seqlens,
     )  # fmt: skip
     read, W = _recur("native", q, k, v, g, before, sequences)
-    y = torch.addcmul(read, _skip(tokens.new * qk, D)[..., None], tokens.x)
+    y = read.addcmul_(_skip(tokens.new * qk, D)[..., None], tokens.x)  # memory never touched before is slow
     # Where the last token is padding, `last` is the key of an earlier one, with a weight of 0.
     return y, _last_state(W, last, a, tokens, before, sequences), angle, last
 
