@@ -76,8 +76,8 @@ def one_by_one(
     """
     cuts = cu_seqlens.tolist()
     if len(cuts) == 1:  # no sequence: what one without tokens would give, but for its state
-        y, state = fn(**per_token, initial_state=None, **rest)
-        return y, state[:0]
+        y, none = fn(**per_token, initial_state=None, **rest)
+        return y, none[:0]
     ys, states = [], []
     for n, (start, stop) in enumerate(pairwise(cuts)):
         piece = {name: None if value is None else value[:, start:stop] for name, value in per_token.items()}
