@@ -7,11 +7,12 @@ from torch import Tensor
 from altx_kernels import Backend, Op
 from altx_mamba.kernels.mamba_step import native, reference
 from altx_mamba.kernels.mamba_step.cases import examples, workloads
+from altx_mamba.kernels.one_token import unavailable
 
 mamba_step: Op[tuple[Tensor, Tensor, Tensor]] = Op(
     "mamba-step",
     reference.mamba_step,
-    [Backend("native", native.mamba_step, native.unavailable, native.LIBRARY.problem)],
+    [Backend("native", native.mamba_step, unavailable, native.LIBRARY.problem)],
     summary="one token of Mamba-1, from its projection in to its projection out",
     examples=examples,
     workloads=workloads,

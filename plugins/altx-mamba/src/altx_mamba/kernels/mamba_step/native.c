@@ -1,46 +1,14 @@
-/* One token of Mamba-1 for each row, from its projection in to its projection out.
- *
- * A step reads every weight once and computes next to nothing with it, so what matters is to read them in order, on
- * all threads, and to do the rest without further passes. Letters as in reference.py.
- */
+/* One token of Mamba-1 for each row, from its projection in to its projection out. Letters as in reference.py. */
 #include <math.h>
 
 #include "altx.h"
-
-/* a . b over n numbers. */
-INLINE real dot(const real *a, const real *b, int64_t n) {
-    vec s0 = {0}, s1 = {0}, s2 = {0}, s3 = {0};
-    int64_t i = 0;
-    for (; i + 4 * LANES <= n; i += 4 * LANES) {
-        s0 += vload(a + i) * vload(b + i);
-        s1 += vload(a + i + LANES) * vload(b + i + LANES);
-        s2 += vload(a + i + 2 * LANES) * vload(b + i + 2 * LANES);
-        s3 += vload(a + i + 3 * LANES) * vload(b + i + 3 * LANES);
-    }
-    for (; i < n; i += LANES) s0 += vload_n(a + i, n - i) * vload_n(b + i, n - i);
-    return vsum((s0 + s1) + (s2 + s3));
-}
+#include "matvec.h"
+#include "short_conv.h"
 
 /* Divide n numbers by the root of their mean square. */
 static void normalise(real *x, int64_t n, real eps) {
     real scale = 1 / (real)sqrt(dot(x, x, n) / n + eps);
     for (int64_t i = 0; i < n; i++) x[i] *= scale;
-}
-
-/* v = silu(conv(u)) for channels from .. to, and the window moves on. */
-static void convolve(const real *u, real *past, const real *weight, const real *bias, real *v, int64_t from,
-                     int64_t to, int64_t E, int64_t K) {
-    for (int64_t e = from; e < to; e++) {
-        real y = (bias ? bias[e] : 0) + weight[e * K + K - 1] * u[e];
-        for (int64_t j = 0; j < K - 1; j++) y += weight[e * K + j] * past[j * E + e];
-        v[e] = y;
-        for (int64_t j = 0; j + 1 < K - 1; j++) past[j * E + e] = past[(j + 1) * E + e];
-        if (K > 1) past[(K - 2) * E + e] = u[e];
-    }
-    for (int64_t e = from; e < to; e += LANES) {
-        vec x = vload_n(v + e, to - e);
-        vstore_n(v + e, x * vsigmoid(x), to - e);
-    }
 }
 
 /* The recurrence and the gate for channels from .. to; s holds [low | B | C]. */
@@ -71,36 +39,6 @@ static void recur(const real *s, const real *v, const real *z, const real *dt_we
     }
 }
 
-/* y = W x + b for rows from .. to of W, of `width` numbers each, for every row of the batch: x and y advance by their
- * strides. TOGETHER rows of W at a time: x is loaded once for them, and memory is asked for several places at once. */
-enum { TOGETHER = 8 };
-
-static void product(const real *weight, const real *bias, const real *x, int64_t x_stride, real *y, int64_t y_stride,
-                    int64_t rows, int64_t from, int64_t to, int64_t width) {
-    int64_t i = from;
-    for (; i + TOGETHER <= to; i += TOGETHER) {
-        const real *w = weight + i * width;
-        for (int64_t row = 0; row < rows; row++) {
-            const real *in = x + row * x_stride;
-            vec sums[TOGETHER] = {{0}};
-            int64_t j = 0;
-            for (; j + LANES <= width; j += LANES) {
-                vec v = vload(in + j);
-                for (int r = 0; r < TOGETHER; r++) sums[r] += vload(w + r * width + j) * v;
-            }
-            if (j < width) {
-                vec v = vload_n(in + j, width - j);
-                for (int r = 0; r < TOGETHER; r++) sums[r] += vload_n(w + r * width + j, width - j) * v;
-            }
-            for (int r = 0; r < TOGETHER; r++)
-                y[row * y_stride + i + r] = vsum(sums[r]) + (bias ? bias[i + r] : 0);
-        }
-    }
-    for (; i < to; i++)
-        for (int64_t row = 0; row < rows; row++)
-            y[row * y_stride + i] = dot(weight + i * width, x + row * x_stride, width) + (bias ? bias[i] : 0);
-}
-
 /* x (rows, M); past (rows, K-1, E) and h (rows, E, N), both moved on in place; y (rows, M). work holds, for every row,
  * v (E), s (R + 2N), z (E) and first u, then what leaves the gate (E). eps < 0: no norm on low, B and C. */
 EXPORT void FN(step)(const real *x, real *past, real *h, const real *in_weight, const real *in_bias,
@@ -115,9 +53,7 @@ EXPORT void FN(step)(const real *x, real *past, real *h, const real *in_weight, 
         unsigned before = flush_denormals();
         const int64_t parts = omp_get_num_threads(), part = omp_get_thread_num();
         /* A thread keeps its channels throughout. */
-        const int64_t blocks = (E + LANES - 1) / LANES;
-        const int64_t from = blocks * part / parts * LANES, end = blocks * (part + 1) / parts * LANES;
-        const int64_t to = end < E ? end : E;
+        const int64_t from = share(E, LANES, part, parts), to = share(E, LANES, part + 1, parts);
         product(in_weight, in_bias, x, M, u, stride, rows, from, to, M);
         product(in_weight + E * M, in_bias ? in_bias + E : in_bias, x, M, z, stride, rows, from, to, M);
         for (int64_t row = 0; row < rows; row++)

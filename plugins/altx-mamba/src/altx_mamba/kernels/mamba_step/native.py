@@ -9,32 +9,9 @@ from torch import Tensor
 
 from altx_kernels.native import Library
 from altx_kernels.primitive import Primitive
+from altx_mamba.kernels.one_token import ALONE, writable
 
 LIBRARY = Library(Path(__file__).with_name("native.c"), {"step": "p" * 16 + "i" * 6 + "di"})
-
-ALONE = 1 << 16
-"""Weights below which a second thread costs more than it brings."""
-
-ROWS = 8
-"""Rows above which a library's matrix products are faster than one matrix-vector product each."""
-
-
-def unavailable(x: Tensor, *others: Tensor | None, **named: object) -> str | None:
-    """Why `mamba_step` cannot run a call, or None."""
-    if x.device.type != "cpu":
-        return f"x is on {x.device}, and native code runs on the CPU"
-    if x.shape[0] > ROWS:
-        return f"{x.shape[0]} rows: it is meant for {ROWS} at the most"
-    grad, dtype = torch.is_grad_enabled(), x.dtype
-    if dtype is not torch.float32 and dtype is not torch.float64:
-        return f"x is {dtype}: it takes float32 and float64"
-    for tensor in (x, *others, *named.values()):
-        if isinstance(tensor, Tensor):
-            if tensor.dtype is not dtype:
-                return f"an argument is {tensor.dtype} where x is {dtype}"
-            if grad and tensor.requires_grad:
-                return "gradients are wanted, and it has none"
-    return None
 
 
 def mamba_step(
@@ -57,10 +34,7 @@ def mamba_step(
     donate: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `reference.mamba_step`."""
-    if not donate or not past.is_contiguous():
-        past = past.clone(memory_format=torch.contiguous_format)
-    if not donate or not h.is_contiguous():
-        h = h.clone(memory_format=torch.contiguous_format)
+    past, h = writable(past, donate), writable(h, donate)
     weights = (in_weight, in_bias, conv_weight, conv_bias, x_weight, dt_weight, dt_bias, A_log, D, out_weight, out_bias)
     return _step(x, past, h, *weights, -1.0 if inner_norm_eps is None else inner_norm_eps), past, h
 
