@@ -229,9 +229,9 @@ def test_the_heads_of_one_group_are_shared_by_two_threads(decay):
 def test_torch_finds_nothing_wrong_with_the_operators(decay):
     a = call(decay, 1, 40, 2, 1, 4, 8, dtype=torch.float32, state=True, reset=True)
     arguments = (a["q"], a["k"], a["v"], a["g"], a["initial_state"], a["reset"], None)
-    torch.library.opcheck(native._forward.op, (*arguments, False), test_utils=("test_schema", "test_faketensor"))
+    torch.library.opcheck(native.FORWARD.op, (*arguments, False), test_utils=("test_schema", "test_faketensor"))
     torch.library.opcheck(
-        native._forward.op, (*arguments, True), test_utils=("test_schema", "test_autograd_registration")
+        native.FORWARD.op, (*arguments, True), test_utils=("test_schema", "test_autograd_registration")
     )
 
 
