@@ -19,10 +19,12 @@ from altx.state import Leaf, State
 from altx_kernels.causal_conv1d import causal_conv1d
 from altx_mamba.gated_norm import GatedRMSNorm
 from altx_mamba.initial import initial_dt_bias, zero_biases
+from altx_mamba.kernels.mamba2_step import mamba2_step
 from altx_mamba.kernels.ssd import ssd
 from altx_mamba.mamba2_config import Mamba2Config
 from altx_mamba.masking import real_first
 from altx_mamba.pieces import in_pieces
+from altx_mamba.stepping import few_step
 
 LEAVES = {"conv": Leaf(kind="conv"), "ssm": Leaf(fp32=True)}
 
@@ -72,7 +74,7 @@ class Mamba2(Layer):
     ) -> None:
         super().__init__()
         heads, shared = inner // head_dim, groups * state_size
-        self.head_dim, self.state_size, self.dt_limit = head_dim, state_size, dt_limit
+        self.head_dim, self.state_size, self.dt_limit, self.norm_eps = head_dim, state_size, dt_limit, norm_eps
         self.projected = [inner, inner + 2 * shared, heads]
         self.convolved = [inner, shared, shared]
         self.in_proj = nn.Linear(dim, sum(self.projected), bias=bias)
@@ -112,6 +114,8 @@ class Mamba2(Layer):
             return Output(x, state)
         if out := in_pieces(self, x, ctx, state):
             return out
+        if state is not None and few_step(self, x, ctx, state):
+            return self._step(x, ctx, state)
         batch = real_first(x, ctx)
         z, u, dt = self.in_proj(batch.x).split(self.projected, -1)
         past, h = (state["conv"], state["ssm"]) if state else (None, None)
@@ -130,6 +134,18 @@ class Mamba2(Layer):
         if state is not None:
             state = state.replace(conv=past, ssm=h, seen=advanced(state.seen, x, ctx))
         return Output(batch.restore(y), state)
+
+    def _step(self, x: Tensor, ctx: Context, state: State) -> Output:
+        """One token of every row: decoding."""
+        # Straight from where nn.Module keeps them: its attributes are slow, and a step is short.
+        weights: list[Any] = [child._parameters.values() for child in self._modules.values() if child is not None]
+        (W_in, b_in), (W_conv, b_conv), (W_norm,), (W_out, b_out) = weights
+        dt_bias, A_log, D = self._parameters.values()
+        y, past, h = mamba2_step(
+            x[:, 0], state["conv"], state["ssm"], W_in, b_in, W_conv[:, 0], b_conv, dt_bias, A_log, D, W_norm, W_out,
+            b_out, norm_eps=self.norm_eps, dt_limit=self.dt_limit, donate=ctx.donate_state,
+        )  # fmt: skip
+        return Output(y[:, None], state.replace(conv=past, ssm=h, seen=advanced(state.seen, x, ctx)))
 
     def _steps(self, dt: Tensor) -> Tensor:
         """Step sizes (B, T, H) in float32 or more, from their projection."""

@@ -9,6 +9,7 @@ from altx.context import Context
 from altx.layer import Layer
 from altx.state import State
 from altx_mamba.gated_norm import GatedRMSNorm
+from altx_mamba.kernels.one_token import ROWS
 
 DTYPES = (torch.float32, torch.float64)
 """In others, torch's matrix products are worth more than one op."""
@@ -28,3 +29,11 @@ def steps(mixer: Layer, x: Tensor, ctx: Context, state: State | None) -> bool:
         if child is not None and (type(child) not in PLAIN or child._forward_hooks or child._forward_pre_hooks):
             return False
     return True
+
+
+def few_step(mixer: Layer, x: Tensor, ctx: Context, state: State | None) -> bool:
+    """As `steps`, for mixers with large states: only where a native op is meant to move those on.
+
+    Elsewhere their recurrence does, in one pass over memory, which the reference of such an op takes several for.
+    """
+    return x.shape[0] <= ROWS and x.device.type == "cpu" and steps(mixer, x, ctx, state)
