@@ -10,12 +10,19 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
-from altx_kernels import KernelError, Op, causal_conv1d, delta_rule, linear_recurrence
+from altx_kernels import KernelError, Op, causal_conv1d, delta_rule, gated_rms_norm, linear_recurrence
 from altx_kernels.trees import leaves, map_leaves
 
 OPS = {
     op.name: op
-    for op in (causal_conv1d.CAUSAL_CONV1D, linear_recurrence.OP, delta_rule.DELTA_RULE, selective_scan.OP, ssd.OP)
+    for op in (
+        causal_conv1d.CAUSAL_CONV1D,
+        gated_rms_norm.GATED_RMS_NORM,
+        linear_recurrence.OP,
+        delta_rule.DELTA_RULE,
+        selective_scan.OP,
+        ssd.OP,
+    )
 } | {"ntm": ntm.SCAN}
 
 

@@ -9,7 +9,7 @@ from importlib.machinery import ModuleSpec
 import pytest
 import torch
 from altx_mamba.kernels import mamba_ssm
-from altx_mamba.kernels.ssd import OP, recurrence, reference, ssd, vendor
+from altx_mamba.kernels.ssd import OP, native, recurrence, reference, ssd, vendor
 from altx_mamba.kernels.ssd.cases import example
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -82,6 +82,60 @@ def test_nan_stays_in_its_row_and_in_its_sequence(backend):
     y, h = ssd(**values, backend=backend)
     assert y[0, :9].isfinite().all() and y[0, 25:].isfinite().all() and h[[0, 2]].isfinite().all()
     assert h[1].isnan().all()
+
+
+OPTIONS = [{}, {"state": True, "skip": True, "reset": True}]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_the_primitive_is_what_torch_expects(options):
+    values = example(2, 70, 4, 7, 2, 5, **options).arguments
+    torch.library.opcheck(native.FORWARD.op, (*values.values(), True), test_utils=("test_schema", "test_faketensor"))
+    known = {n: v.detach() if isinstance(v, torch.Tensor) else v for n, v in values.items()}
+    torch.library.opcheck(native.FORWARD.op, (*known.values(), False))
+    y, _, kept = native.FORWARD.op(*known.values(), True)
+    given = [v for n, v in known.items() if n != "initial_state"]
+    torch.library.opcheck(native.BACKWARD.op, (*given, kept, y, None), test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_it_compiles_into_one_graph(options):
+    values = dict(example(2, 70, 4, 7, 2, 5, **options).arguments)
+    torch._dynamo.reset()
+    compiled = torch.compile(ssd, fullgraph=True, backend="aot_eager")
+    x = values["x"]
+    both = [torch.autograd.grad(sum(out.square().sum() for out in fn(**values)), x)[0] for fn in (compiled, ssd)]
+    torch.testing.assert_close(*both)
+    assert OP.choose(**values).backend == "native"
+
+
+@pytest.mark.parametrize("skip", [True, False])
+def test_any_number_of_threads_gives_the_same(skip):
+    values = dict(example(2, 600, 4, 40, 2, 5, skip=skip).arguments)
+    assert values["x"].numel() >= native.SERIAL
+    wanted = [v for v in values.values() if isinstance(v, torch.Tensor)]
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            y, _ = ssd(**values, backend="native")
+            found.append([y, *torch.autograd.grad(y.square().sum(), wanted)])
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-12, atol=1e-12)
+
+
+def test_x_is_read_where_it_lies_and_nothing_is_kept_of_it_twice():
+    wide = torch.randn(2, 6, 40)
+    x = wide[..., 3:23].unflatten(-1, (4, 5))
+    assert native._rows(x).data_ptr() == x.data_ptr()
+    values = dict(example(1, 256, 2, 64, 1, 8, skip=True).arguments)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        ssd(**values, backend="native")
+    large = {t.data_ptr() for t in kept if t.numel() >= values["x"].numel()}
+    assert large == {values["x"].data_ptr()}
 
 
 @pytest.mark.parametrize("backend", CPU)
@@ -226,4 +280,4 @@ def test_mamba_ssm_says_which_calls_it_cannot_run():
 
 
 def test_backends_of_the_recurrence_are_called_by_name():
-    assert {backend.name for backend in recurrence.BACKENDS} == set(RECURRENCE.backends) - {"reference"}
+    assert {backend.name for backend in recurrence.BACKENDS} == set(RECURRENCE.backends) - {"reference", "native"}

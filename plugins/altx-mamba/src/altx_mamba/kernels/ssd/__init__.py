@@ -8,13 +8,13 @@ from torch import Tensor
 from altx_kernels.arguments import check_floats, check_shapes
 from altx_kernels.op import KernelError, Op
 from altx_kernels.packing import check_cu_seqlens
-from altx_mamba.kernels.ssd import cases, recurrence, reference, vendor
+from altx_mamba.kernels.ssd import cases, native, recurrence, reference, vendor
 
 OP: Op[tuple[Tensor, Tensor]] = Op(
     "ssd",
     reference.ssd,
     # Before the last, which runs anywhere; behind kernels that outran it where both were timed.
-    [*recurrence.BACKENDS[:-1], vendor.MAMBA_SSM, recurrence.BACKENDS[-1]],
+    [*recurrence.BACKENDS[:-1], native.NATIVE, vendor.MAMBA_SSM, recurrence.BACKENDS[-1]],
     summary="Mamba-2: a state space with one decay per head, which is a linear recurrence",
     examples=cases.examples,
     workloads=cases.workloads,

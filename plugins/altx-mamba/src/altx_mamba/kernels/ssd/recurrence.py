@@ -1,4 +1,4 @@
-"""SSD as the linear recurrence that it is: every backend of that op is one of this."""
+"""SSD as the linear recurrence that it is: every backend of that op is one of this, but the native one has its own."""
 
 from __future__ import annotations
 
@@ -55,5 +55,5 @@ def unavailable(
 BACKENDS = [
     Backend(name, partial(ssd, backend=name), partial(unavailable, backend=name), backend.absent)
     for name, backend in RECURRENCE.backends.items()
-    if name != REFERENCE
+    if name not in (REFERENCE, "native")
 ]
