@@ -51,7 +51,7 @@ static real *make_room(const Problem *p, Chunk *c, int64_t extra) {
 
 /* ---- what a chunk's products are made of ---- */
 
-static void open_group(const Problem *p, Chunk *c, int64_t group, int64_t first, int64_t length) {
+static APART void open_group(const Problem *p, Chunk *c, int64_t group, int64_t first, int64_t length) {
     const int64_t Kp = p->Kp, L = p->L;
     c->first = first, c->length = length, c->rows = up(length, ROWS), c->padded = up(length, WIDE), c->head = -1;
     pack(c->q, Kp, c->padded, p->q + first * p->sq + group * p->K, p->sq, length, p->K);
@@ -201,7 +201,7 @@ INLINE void units_of(const Problem *p, int64_t i, int64_t *n, int64_t *group, in
 
 /* ---- forward ---- */
 
-static void forward_unit(const Problem *p, const Chunk *c, int64_t unit, real *S, real *o) {
+static APART void forward_unit(const Problem *p, const Chunk *c, int64_t unit, real *S, real *o) {
     const int64_t Kp = p->Kp, Vb = p->Vb;
     pack(c->v, Vb, c->padded, values_at(p, p->v, p->sv, c->first, unit), p->sv, c->length, width(p, unit));
     for (int64_t r = 0; r < c->rows; r += ROWS)
@@ -262,7 +262,7 @@ static void read_slab(const Problem *p, const Chunk *c, const real *slab, const 
 }
 
 /* D, the gradient of the state after the chunk, becomes that of the state S before it. */
-static void backward_unit(const Problem *p, Chunk *c, Grads *d, int64_t n, int64_t unit, real *D) {
+static APART void backward_unit(const Problem *p, Chunk *c, Grads *d, int64_t n, int64_t unit, real *D) {
     const int64_t Kp = p->Kp, Vb = p->Vb, L = p->L, wide = width(p, unit);
     const real *S = kept_at(p, (real *)d->kept, n, c->first, unit);
     pack(c->v, Vb, c->padded, values_at(p, p->v, p->sv, c->first, unit), p->sv, c->length, wide);
@@ -399,7 +399,7 @@ static void close_head_many_decays(const Problem *p, Chunk *c, Grads *d, real *t
 }
 
 /* The gradients of a group's q and k. */
-static void close_group(const Problem *p, Chunk *c, Grads *d, int64_t task_split, int64_t group) {
+static APART void close_group(const Problem *p, Chunk *c, Grads *d, int64_t task_split, int64_t group) {
     const int64_t L = p->L, Kp = p->Kp, stride = p->G * p->K;
     const int64_t at = task_split * p->bounds[p->N] * stride + c->first * stride + group * p->K;
     const real *dq = d->dq, *dk = d->dk;

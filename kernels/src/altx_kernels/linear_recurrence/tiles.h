@@ -12,6 +12,9 @@
 #define ROWS 4
 #endif
 
+/* For functions with products: inside larger ones, compilers do not leave all of a tile in registers. */
+#define APART __attribute__((noinline))
+
 INLINE int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 /* c += a b for ROWS rows and WIDE columns over n terms: a_ri at a[r ra + i ca], b_i at b[i ldb]. */
