@@ -8,6 +8,7 @@ from altx_mamba.kernels import selective_scan, ssd
 from altx_ntm.kernels import ntm
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
 from altx_kernels import KernelError, Op, causal_conv1d, delta_rule, gated_rms_norm, linear_recurrence
@@ -117,3 +118,20 @@ def test_a_forward_mode_derivative_is_never_dropped(name):
             with pytest.raises(KernelError, match="forward-mode"):
                 loss(op, arguments, duals, backend)
     close([found], [slope])
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_a_gradient_of_a_graph_made_without_any_is_refused(name):
+    """Not read from states that were never kept."""
+    op, arguments = OPS[name], call(OPS[name])
+    if reason := op.backends["native"].absent():
+        pytest.skip(reason)
+    given = differentiable(arguments)
+
+    with torch.no_grad():
+        graph = make_fx(lambda tensors: loss(op, arguments, tensors, "native"))(given)
+    value = graph({name: tensor.requires_grad_() for name, tensor in given.items()})
+    close([value.detach()], [loss(op, arguments, given, "reference").detach()])
+    if name not in ("causal-conv1d", "gated-rms-norm"):  # which keep nothing but their arguments
+        with pytest.raises(KernelError, match="no gradients are wanted"):
+            value.backward()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +30,8 @@ class Primitive:
         save: `save(ctx, inputs, output)` keeps what `backward` needs; see torch.library.register_autograd.
         backward: `backward(ctx, *gradients)` returns a gradient or None for each input. Without it the
             function's results cannot be differentiated, and trying to is an error.
+        keep: name of the bool argument that says whether the function keeps what `backward` needs. A graph that was
+            made without gradients has it false for good; then `save` is not called, and `backward` is an error.
         mutates: names of the arguments that the function writes to.
         device: torch.library's name of the devices it runs on.
     """
@@ -41,6 +44,7 @@ class Primitive:
         *,
         save: Callable[..., None] | None = None,
         backward: Callable[..., Any] | None = None,
+        keep: str = "",
         mutates: tuple[str, ...] = (),
         device: str = "CPU",
     ) -> None:
@@ -50,11 +54,22 @@ class Primitive:
         library.impl(short, impl, device)
         torch.library.register_fake(name, fake, lib=library)
 
-        def refuse(ctx: Any, *gradients: Any) -> Any:
-            raise KernelError(f"{name} cannot be differentiated", hint="use backend='reference', which can")
+        at = list(inspect.signature(impl).parameters).index(keep) if keep else None
+
+        def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            ctx.kept = at is None or inputs[at]
+            if ctx.kept and save:
+                save(ctx, inputs, output)
+
+        def differentiate(ctx: Any, *gradients: Any) -> Any:
+            if backward is None:
+                raise KernelError(f"{name} cannot be differentiated", hint="use backend='reference', which can")
+            if not ctx.kept:
+                raise KernelError(f"{name} was told that no gradients are wanted", hint="export with gradients enabled")
+            return backward(ctx, *gradients)
 
         if not mutates:
-            torch.library.register_autograd(name, backward or refuse, setup_context=save, lib=library)
+            torch.library.register_autograd(name, differentiate, setup_context=setup, lib=library)
         self.impl = impl
         self.op = getattr(getattr(torch.ops, namespace), short).default
 

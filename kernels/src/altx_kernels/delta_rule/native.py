@@ -117,7 +117,7 @@ def _gradients(ctx: Any, dy: Tensor | None, dstate: Tensor | None, *unused: Tens
     return dq, dk, dv, da, db, decay, dinitial if ctx.initial else None, None, None, None
 
 
-FORWARD = Primitive("altx::delta_rule", _forward, _fake_forward, save=_save, backward=_gradients)
+FORWARD = Primitive("altx::delta_rule", _forward, _fake_forward, save=_save, backward=_gradients, keep="keep")
 BACKWARD = Primitive("altx::delta_rule_backward", _backward, _fake_backward)
 
 

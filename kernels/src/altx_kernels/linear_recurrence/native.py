@@ -193,4 +193,6 @@ def _differentiate(ctx: Any, do: Tensor | None, dS: Tensor | None, _: Tensor | N
 
 
 BACKWARD = Primitive("altx::linear_recurrence_backward", _backward_impl, _backward_fake)
-FORWARD = Primitive("altx::linear_recurrence", _forward_impl, _forward_fake, save=_save, backward=_differentiate)
+FORWARD = Primitive(
+    "altx::linear_recurrence", _forward_impl, _forward_fake, save=_save, backward=_differentiate, keep="keep"
+)

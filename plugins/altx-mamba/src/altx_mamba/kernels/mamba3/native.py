@@ -168,8 +168,7 @@ def _backward_fake(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, initial_angle, initial_k, initial_v, reset, lengths, cu_seqlens, keep = inputs
-    assert keep, "without the angles there is no way back"
+    *tensors, initial_angle, initial_k, initial_v, reset, lengths, cu_seqlens, _ = inputs
     ctx.turned = initial_angle is not None
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*tensors, initial_k, initial_v, reset, lengths, cu_seqlens, output[6])
@@ -188,5 +187,5 @@ def _differentiate(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, 
     return (*of_tokens, dangle0 if ctx.turned else None, dk0, dv0, None, None, None, None)
 
 
-_TURN = Primitive("altx::mamba3_turn", _forward, _forward_fake, save=_save, backward=_differentiate)
+_TURN = Primitive("altx::mamba3_turn", _forward, _forward_fake, save=_save, backward=_differentiate, keep="keep")
 _TURN_BACKWARD = Primitive("altx::mamba3_turn_backward", _backward, _backward_fake)

@@ -157,8 +157,7 @@ def _backward_fake(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, initial_state, reset, bounds, ctx.softplus, keep = inputs
-    assert keep, "without the states at chunks' starts there is no way back"
+    *tensors, initial_state, reset, bounds, ctx.softplus, _ = inputs
     ctx.has_initial = initial_state is not None
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*tensors, reset, bounds, output[2])
@@ -175,5 +174,5 @@ def _gradients(ctx: Any, dy: Tensor | None, dlast: Tensor | None, dkept: None) -
     )  # fmt: skip
 
 
-FORWARD = Primitive("altx::selective_scan", _forward, _forward_fake, save=_save, backward=_gradients)
+FORWARD = Primitive("altx::selective_scan", _forward, _forward_fake, save=_save, backward=_gradients, keep="keep")
 BACKWARD = Primitive("altx::selective_scan_backward", _backward, _backward_fake)

@@ -145,5 +145,5 @@ def _differentiate(ctx: Any, dy: Tensor | None, dh: Tensor | None, _: Tensor | N
 
 
 BACKWARD = Primitive("altx_mamba::ssd_backward", _backward, _fake_backward)
-FORWARD = Primitive("altx_mamba::ssd", _forward, _fake, save=_save, backward=_differentiate)
+FORWARD = Primitive("altx_mamba::ssd", _forward, _fake, save=_save, backward=_differentiate, keep="keep")
 NATIVE: Backend[tuple[Tensor, Tensor]] = Backend("native", ssd, unavailable, absent)

@@ -202,11 +202,10 @@ def _fake_backward(*inputs: Any) -> list[Tensor]:
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    *tensors, ctx.write_first, ctx.saved = inputs
+    *tensors, ctx.write_first, _ = inputs
     ctx.set_materialize_grads(False)
-    if ctx.saved:
-        parameters, (_memory, *states) = tensors[:12], tensors[12:]
-        ctx.save_for_backward(*output[4:], *parameters, *states)
+    parameters, (_memory, *states) = tensors[:12], tensors[12:]
+    ctx.save_for_backward(*output[4:], *parameters, *states)
 
 
 def _differentiate(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
@@ -217,7 +216,7 @@ def _differentiate(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
 
 
 BACKWARD = Primitive("altx_ntm::scan_backward", _backward, _fake_backward)
-FORWARD = Primitive("altx_ntm::scan", _forward, _fake, save=_save, backward=_differentiate)
+FORWARD = Primitive("altx_ntm::scan", _forward, _fake, save=_save, backward=_differentiate, keep="save")
 
 
 @register_flop_formula(torch.ops.altx_ntm.scan)
