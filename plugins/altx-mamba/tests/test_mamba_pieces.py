@@ -48,6 +48,36 @@ def test_pieces_equal_the_whole(name, streaming, with_mask, monkeypatch):
             torch.testing.assert_close(found.state.flat()[key], leaf, atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("name", ["mamba", "mamba2", "mamba3"])
+def test_the_dtype_that_autocast_chooses_is_that_of_the_whole(name):
+    layer, x = make(name).float(), torch.randn(2, TOKENS, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        whole = layer(x)
+        with torch.no_grad():
+            found = layer(x)
+    assert found.y.dtype == whole.y.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("name", ["mamba", "mamba2", "mamba3"])
+def test_a_graph_is_exported_for_all_lengths(name, grad):
+    layer = make(name)
+    length = torch.export.Dim("length", min=3, max=2**20)
+    with torch.set_grad_enabled(grad):
+        graph = torch.export.export(Values(layer), (torch.randn(2, TOKENS, 16).double(),), dynamic_shapes=[{1: length}])
+    x = torch.randn(2, 2 * TOKENS, 16, dtype=torch.float64)
+    torch.testing.assert_close(graph.module()(x), layer(x).y)
+
+
+class Values(torch.nn.Module):
+    def __init__(self, layer: Layer) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(x).y
+
+
 def spy(forward, lengths):
     def wrapped(self, x, *args, **kwargs):
         lengths.append(x.shape[1])

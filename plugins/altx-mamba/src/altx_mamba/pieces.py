@@ -22,15 +22,21 @@ def in_pieces(layer: Layer, x: Tensor, ctx: Context, state: State | None) -> Out
     On a CPU, memory that was just handed out costs more to touch than to compute with. The temporaries of a piece fit
     into memory that is used again and again, so a token costs the same however long the sequence.
     """
+    # Before any size is looked at, which a graph for all sizes would be bound by.
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or x.device.type != "cpu":
+        return None
     batch, length = x.shape[:2]
     piece = max(SHORTEST, TOKENS // max(batch, 1))
-    if length < 2 * piece or x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if length < 2 * piece:
         return None
-    y, carried = torch.empty_like(x), state
+    y, carried = None, state
     if carried is None:
         carried = layer.init_state(batch, device=x.device)
     for start in range(0, length, piece):
         now = slice(start, min(start + piece, length))
         out = layer(x[:, now], ctx.slice(now.start, now.stop), carried)
+        if y is None:
+            y = out.y.new_empty(x.shape)  # in the dtype of the result, which autocast may have chosen
         y[:, now], carried = out.y, out.state
+    assert y is not None
     return Output(y, None if state is None else carried)
