@@ -18,9 +18,11 @@ from altx.state import Leaf, State
 from altx_mamba.gated_norm import GatedRMSNorm
 from altx_mamba.initial import initial_dt_bias
 from altx_mamba.kernels.mamba3 import mamba3
+from altx_mamba.kernels.mamba3_step import mamba3_step
 from altx_mamba.mamba3_config import Mamba3Config
 from altx_mamba.masking import real_first
 from altx_mamba.pieces import in_pieces
+from altx_mamba.stepping import few_step
 
 LEAVES = {name: Leaf(fp32=True) for name in ("ssm", "angle", "k", "v")}
 
@@ -70,7 +72,8 @@ class Mamba3(Layer):
     ) -> None:
         super().__init__()
         heads = inner // head_dim
-        self.head_dim, self.groups, self.heavy_tail, self.A_floor = head_dim, groups, heavy_tail, A_floor
+        self.head_dim, self.groups, self.heavy_tail = head_dim, groups, heavy_tail
+        self.A_floor, self.norm_eps = A_floor, norm_eps
         self.projected = [inner, inner, groups * state_size, groups * state_size, heads, heads, heads, angles]
         self.in_proj = nn.Linear(dim, sum(self.projected), bias=False)
         self.dt_bias = nn.Parameter(initial_dt_bias(heads, *dt_range, dt_floor))
@@ -110,6 +113,8 @@ class Mamba3(Layer):
             return Output(x, state)
         if out := in_pieces(self, x, ctx, state):
             return out
+        if state is not None and few_step(self, x, ctx, state):
+            return self._step(x, ctx, state)
         batch = real_first(x, ctx)
         z, v, B, C, dt, a, trap, angles = self.in_proj(batch.x).split(self.projected, -1)
         h, angle, k, last = (state["ssm"], state["angle"], state["k"], state["v"]) if state else (None,) * 4
@@ -125,6 +130,21 @@ class Mamba3(Layer):
         if state is not None:
             state = state.replace(ssm=h, angle=angle, k=k, v=last, seen=advanced(state.seen, x, ctx))
         return Output(batch.restore(self.out_proj(y)), state)
+
+    def _step(self, x: Tensor, ctx: Context, state: State) -> Output:
+        """One token of every row: decoding."""
+        # Straight from where nn.Module keeps them: its attributes are slow, and a step is short.
+        weights: dict[str, Any] = {name: m._parameters["weight"] for name, m in self._modules.items() if m is not None}
+        own: Any = self._parameters.values()
+        dt_bias, B_bias, C_bias, D = own
+        y, h, angle, k, v = mamba3_step(
+            x[:, 0], state["ssm"], state["angle"], state["k"], state["v"], weights["in_proj"], dt_bias,
+            weights["B_norm"], weights["C_norm"], B_bias[:, 0], C_bias[:, 0], D, weights.get("norm"),
+            weights["out_proj"], norm_eps=self.norm_eps, A_floor=self.A_floor, heavy_tail=self.heavy_tail,
+            donate=ctx.donate_state,
+        )  # fmt: skip
+        state = state.replace(ssm=h, angle=angle, k=k, v=v, seen=advanced(state.seen, x, ctx))
+        return Output(y[:, None], state)
 
     def _steps(self, dt: Tensor) -> Tensor:
         """Step sizes (B, T, H) in float32 or more, from their projection."""

@@ -34,6 +34,9 @@ def steps(mixer: Layer, x: Tensor, ctx: Context, state: State | None) -> bool:
 def few_step(mixer: Layer, x: Tensor, ctx: Context, state: State | None) -> bool:
     """As `steps`, for mixers with large states: only where a native op is meant to move those on.
 
-    Elsewhere their recurrence does, in one pass over memory, which the reference of such an op takes several for.
+    Elsewhere their recurrence does, in one pass over memory, which the reference of such an op takes several for. And
+    autocast is about products of a dtype that the op does not take.
     """
-    return x.shape[0] <= ROWS and x.device.type == "cpu" and steps(mixer, x, ctx, state)
+    if x.shape[0] > ROWS or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+        return False
+    return steps(mixer, x, ctx, state)
