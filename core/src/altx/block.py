@@ -65,8 +65,9 @@ class Stack(Layer):
             out = layer(x, ctx, state.child(str(index)) if state else None)
             x = out.y
             states.append(out.state)
-            losses.update(scoped(f"layers.{index}", out.losses))
-            metrics.update(scoped(f"layers.{index}", out.metrics))
+            if out.losses or out.metrics:
+                losses.update(scoped(f"layers.{index}", out.losses))
+                metrics.update(scoped(f"layers.{index}", out.metrics))
             if out.exports:
                 exports.update(out.exports)
                 ctx = ctx.replace(shared={**ctx.shared, **out.exports})
