@@ -24,7 +24,7 @@ from altx_mamba.kernels.ssd import ssd
 from altx_mamba.mamba2_config import Mamba2Config
 from altx_mamba.masking import real_first
 from altx_mamba.pieces import in_pieces
-from altx_mamba.stepping import few_step
+from altx_mamba.stepping import steps
 
 LEAVES = {"conv": Leaf(kind="conv"), "ssm": Leaf(fp32=True)}
 
@@ -114,7 +114,7 @@ class Mamba2(Layer):
             return Output(x, state)
         if out := in_pieces(self, x, ctx, state):
             return out
-        if state is not None and few_step(self, x, ctx, state):
+        if state is not None and steps(self, x, ctx, state):
             return self._step(x, ctx, state)
         batch = real_first(x, ctx)
         z, u, dt = self.in_proj(batch.x).split(self.projected, -1)

@@ -22,7 +22,7 @@ from altx_mamba.kernels.mamba3_step import mamba3_step
 from altx_mamba.mamba3_config import Mamba3Config
 from altx_mamba.masking import real_first
 from altx_mamba.pieces import in_pieces
-from altx_mamba.stepping import few_step
+from altx_mamba.stepping import steps
 
 LEAVES = {name: Leaf(fp32=True) for name in ("ssm", "angle", "k", "v")}
 
@@ -113,7 +113,7 @@ class Mamba3(Layer):
             return Output(x, state)
         if out := in_pieces(self, x, ctx, state):
             return out
-        if state is not None and few_step(self, x, ctx, state):
+        if state is not None and steps(self, x, ctx, state):
             return self._step(x, ctx, state)
         batch = real_first(x, ctx)
         z, v, B, C, dt, a, trap, angles = self.in_proj(batch.x).split(self.projected, -1)

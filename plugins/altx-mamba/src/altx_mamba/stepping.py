@@ -18,25 +18,19 @@ PLAIN = (nn.Linear, nn.Conv1d, GatedRMSNorm)
 
 
 def steps(mixer: Layer, x: Tensor, ctx: Context, state: State | None) -> bool:
-    """Whether x (B, T, D) is one token of every row, with a state, and nothing about it or the mixer is special.
+    """Whether x (B, T, D) is one token of a few rows, with a state, and nothing about it or the mixer is special.
 
     A module that was replaced (an adapter such as LoRA's, a quantised one), parametrised, or given a hook has to be
-    called: an op that only knows its weight would leave out what it adds.
+    called: an op that only knows its weight would leave out what it adds. And where no native code would run, the
+    mixer's own ops are faster than such an op's reference.
     """
-    if x.shape[1] != 1 or state is None or ctx.mask is not None or ctx.reset is not None or x.dtype not in DTYPES:
+    if x.shape[1] != 1 or state is None or ctx.mask is not None or ctx.reset is not None:
+        return False
+    if x.shape[0] > ROWS or x.dtype not in DTYPES or x.device.type != "cpu":
+        return False
+    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return False
     for child in mixer._modules.values():
         if child is not None and (type(child) not in PLAIN or child._forward_hooks or child._forward_pre_hooks):
             return False
     return True
-
-
-def few_step(mixer: Layer, x: Tensor, ctx: Context, state: State | None) -> bool:
-    """As `steps`, for mixers with large states: only where a native op is meant to move those on.
-
-    Elsewhere their recurrence does, in one pass over memory, which the reference of such an op takes several for. And
-    autocast is about products of a dtype that the op does not take.
-    """
-    if x.shape[0] > ROWS or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
-        return False
-    return steps(mixer, x, ctx, state)
