@@ -97,6 +97,8 @@ class Op(Generic[Result]):
         name: short name, unique in the process.
         reference: plain PyTorch that runs any call, in float64 too; the backend "reference", always last.
         backends: in the order in which they are tried.
+        check: given a call's arguments, raises KernelError where they do not fit together, before any backend is asked.
+            An op without one is called through a function that checks.
         summary: one line for `altx kernels list`.
         examples: calls to verify the backends with; see `altx_kernels.examples`.
         workloads: calls to time the backends with; see `altx_kernels.examples`.
@@ -111,12 +113,14 @@ class Op(Generic[Result]):
         reference: Callable[..., Result],
         backends: Iterable[Backend[Result]] = (),
         *,
+        check: Callable[..., None] = available,  # type: ignore[assignment]  # no reason against, whatever is passed
         summary: str = "",
         examples: Callable[[], Iterable[Example]] = tuple,
         workloads: Callable[[], Iterable[Workload]] = tuple,
     ) -> None:
         declared = [*backends, Backend(REFERENCE, reference)]
         self.name = name
+        self.check = check
         self.summary = summary
         self.examples = examples
         self.workloads = workloads
@@ -130,6 +134,7 @@ class Op(Generic[Result]):
 
     def __call__(self, *args: Any, backend: str | None = None, **kwargs: Any) -> Result:
         """Run the op with the chosen backend; see `choose`."""
+        self.check(*args, **kwargs)
         if backend is None and not _recorders and not os.environ.get(VARIABLE):
             # What `choose` would, with nothing to tell anybody: a step of decoding is short.
             transform = _transform()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from altx_mamba.config import MambaConfig
+from altx_mamba.kernels.mamba2_step import mamba2_step
+from altx_mamba.kernels.mamba3_step import mamba3_step
 from altx_mamba.kernels.mamba_step import mamba_step, native
 from altx_mamba.kernels.mamba_step.cases import arguments
 from altx_mamba.mixer import build
@@ -77,6 +79,19 @@ def test_wrong_calls_are_refused_with_the_reason():
         mamba_step(**{**values, "D": values["D"].float()}, backend="native")
     with pytest.raises(KernelError, match="9 rows"), torch.no_grad():
         mamba_step(**arguments(9, *SIZES[1:]), backend="native")
+
+
+@pytest.mark.parametrize("op", [mamba_step, mamba2_step, mamba3_step], ids=lambda op: op.name)
+def test_an_argument_of_another_shape_is_refused_whatever_the_backend(op):
+    example = next(e for e in op.examples() if all(v.numel() for v in e.arguments.values() if torch.is_tensor(v)))
+    tensors = {name: value for name, value in detached(example.arguments).items() if torch.is_tensor(value)}
+    for name, value in tensors.items():
+        for axis in range(value.dim()):
+            longer = torch.cat([value, value.narrow(axis, 0, 1)], axis)
+            with pytest.raises(KernelError, match=op.name), torch.no_grad():
+                op(**{**detached(example.arguments), name: longer})
+        with pytest.raises(KernelError, match=op.name), torch.no_grad():
+            op(**{**detached(example.arguments), name: value[None]})
 
 
 class Doubled(nn.Linear):

@@ -10,6 +10,7 @@ from altx_ntm.kernels import SCAN
 from altx_ntm.kernels.ntm import cases, native
 
 from altx.measure import count_flops
+from altx_kernels import KernelError
 from altx_kernels.trees import leaves, map_leaves
 from altx_kernels.verify import verify
 
@@ -224,3 +225,29 @@ def test_nothing_to_do_changes_nothing():
     arguments = EXAMPLES["read-write mask"] | {"reads": None, "writes": None, "mask": None}
     read, slots = SCAN(**arguments, backend="native")
     assert read.numel() == 0 and all(a is b for a, b in zip(slots, arguments["slots"], strict=True))
+
+
+@pytest.mark.parametrize("backend", SCAN.backends)
+def test_an_argument_of_another_shape_is_refused_before_any_backend_sees_it(backend):
+    arguments = cases.call(2, 3, 5, 4, readers=2, mask=torch.ones(2, 3, dtype=torch.bool))
+    for victim, tensor in leaves(arguments).items():
+        for axis in range(tensor.dim()):
+
+            def longer(name, value, victim=victim, axis=axis):
+                return torch.cat([value, value.narrow(axis, 0, 1)], axis) if name == victim else value
+
+            with pytest.raises(KernelError, match="op 'ntm'"):
+                SCAN(**map_leaves(longer, arguments), backend=backend)
+    with pytest.raises(KernelError, match="4 shifts for 5 slots"):
+        even = {name: heads_with(arguments[name], torch.rand(2, 3, n, 4)) for name, n in (("reads", 2), ("writes", 1))}
+        SCAN(**{**arguments, **even}, backend=backend)
+    with pytest.raises(KernelError, match="mask has dtype"):
+        SCAN(**{**arguments, "mask": torch.ones(2, 3)}, backend=backend)
+
+
+def heads_with(heads, shift):
+    return (
+        heads._replace(shift=shift)
+        if hasattr(heads, "shift")
+        else heads._replace(heads=heads.heads._replace(shift=shift))
+    )

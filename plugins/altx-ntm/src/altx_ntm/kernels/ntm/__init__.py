@@ -3,6 +3,7 @@
 from altx_kernels import Backend, Op
 from altx_ntm.kernels.ntm import cases, native, reference
 from altx_ntm.kernels.ntm import torch as batched
+from altx_ntm.kernels.ntm.check import check
 
 SCAN = Op(
     "ntm",
@@ -11,6 +12,7 @@ SCAN = Op(
         Backend("native", native.scan, native.unavailable, native.LIBRARY.problem),
         Backend("torch", batched.scan, batched.unavailable),
     ],
+    check=check,
     summary="reads and writes of a Neural Turing Machine's memory, token by token",
     examples=cases.examples,
     workloads=cases.workloads,

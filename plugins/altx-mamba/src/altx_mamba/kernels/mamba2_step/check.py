@@ -1,0 +1,47 @@
+"""What `mamba2-step` may be called with."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from altx_kernels import KernelError
+from altx_mamba.kernels import one_token
+
+
+def check(
+    x: Tensor,
+    past: Tensor,
+    h: Tensor,
+    in_weight: Tensor,
+    in_bias: Tensor | None,
+    conv_weight: Tensor,
+    conv_bias: Tensor | None,
+    dt_bias: Tensor,
+    A_log: Tensor,
+    D: Tensor,
+    norm_weight: Tensor,
+    out_weight: Tensor,
+    out_bias: Tensor | None,
+    **_: object,
+) -> None:
+    """Raises KernelError if the shapes do not fit together. Letters as in `reference`."""
+
+    def shapes() -> dict[str, tuple[Tensor | None, one_token.Shape]]:
+        if h.dim() != 4:
+            raise KernelError(f"op 'mamba2-step': h has shape {tuple(h.shape)}", hint="it has four dimensions")
+        (B, M), (_, H, N, P), (S, K) = x.shape, h.shape, conv_weight.shape
+        E = H * P
+        # The groups follow from what the convolution is wider than the heads.
+        if N == 0 or S <= E or (S - E) % (2 * N) or H % ((S - E) // (2 * N)):
+            raise KernelError(
+                f"op 'mamba2-step': a convolution of {S} channels does not fit {H} heads of {P} x {N}",
+                hint="it has H P + 2 G N channels, and H is a multiple of G",
+            )
+        return {
+            "past": (past, (B, K - 1, S)), "h": (h, (B, H, N, P)),
+            "in_weight": (in_weight, (E + S + H, M)), "in_bias": (in_bias, (E + S + H,)),
+            "conv_bias": (conv_bias, (S,)), "dt_bias": (dt_bias, (H,)), "A_log": (A_log, (H,)), "D": (D, (H,)),
+            "norm_weight": (norm_weight, (E,)), "out_weight": (out_weight, (M, E)), "out_bias": (out_bias, (M,)),
+        }  # fmt: skip
+
+    one_token.check("mamba2-step", {"x": x, "conv_weight": conv_weight}, shapes)
