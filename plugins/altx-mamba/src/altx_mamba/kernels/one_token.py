@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from altx_kernels import KernelError
-
-Shape = tuple[int, ...]
 
 ALONE = 1 << 16
 """Weights below which a second thread costs more than it brings."""
@@ -38,26 +36,29 @@ def unavailable(x: Tensor, *others: Tensor | None, **named: object) -> str | Non
     return None
 
 
-def check(op: str, matrices: dict[str, Tensor], shapes: Callable[[], dict[str, tuple[Tensor | None, Shape]]]) -> None:
+def check(op: str, names: Sequence[str], *pairs: tuple[Tensor | None, tuple[int, ...]]) -> None:
     """Look at the shapes of a call, in a few microseconds: a step of decoding is short.
 
     Args:
         op: name of the op.
-        matrices: what has two axes, from which the others' shapes follow.
-        shapes: makes the arguments and the shape that each should have, by name; None is left out.
+        names: of the arguments.
+        pairs: each argument, None where it was left out, and the shape that it should have.
 
     Raises:
-        KernelError: naming the argument that does not fit.
+        KernelError: naming the first argument that does not fit.
     """
-    for name, matrix in matrices.items():
-        if matrix.dim() != 2:
-            raise KernelError(f"op {op!r}: {name} has shape {tuple(matrix.shape)}", hint="it has two dimensions")
-    for name, (tensor, shape) in shapes().items():
+    for index, (tensor, shape) in enumerate(pairs):
         if tensor is not None and tensor.shape != shape:
             raise KernelError(
-                f"op {op!r}: {name} has shape {tuple(tensor.shape)}, not {shape}",
+                f"op {op!r}: {names[index]} has shape {tuple(tensor.shape)}, not {shape}",
                 hint="a state comes from a layer of the same sizes, and for as many rows",
             )
+
+
+def wrong_axes(op: str, **arguments: tuple[Tensor, int]) -> KernelError:
+    """What to raise where an argument has not as many dimensions as it should."""
+    found = ", ".join(f"{name} has {tensor.dim()} of {count}" for name, (tensor, count) in arguments.items())
+    return KernelError(f"op {op!r}: wrong number of dimensions: {found}", hint="a token of each row is (rows, width)")
 
 
 def writable(state: Tensor, donate: bool) -> Tensor:

@@ -7,6 +7,10 @@ from torch import Tensor
 from altx_kernels import KernelError
 from altx_mamba.kernels import one_token
 
+NAMES = (
+    "past", "h", "in_weight", "in_bias", "conv_bias", "dt_bias", "A_log", "D", "norm_weight", "out_weight", "out_bias"
+)  # fmt: skip
+
 
 def check(
     x: Tensor,
@@ -22,26 +26,23 @@ def check(
     norm_weight: Tensor,
     out_weight: Tensor,
     out_bias: Tensor | None,
-    **_: object,
+    **options: object,
 ) -> None:
     """Raises KernelError if the shapes do not fit together. Letters as in `reference`."""
 
-    def shapes() -> dict[str, tuple[Tensor | None, one_token.Shape]]:
-        if h.dim() != 4:
-            raise KernelError(f"op 'mamba2-step': h has shape {tuple(h.shape)}", hint="it has four dimensions")
+    try:
         (B, M), (_, H, N, P), (S, K) = x.shape, h.shape, conv_weight.shape
-        E = H * P
-        # The groups follow from what the convolution is wider than the heads.
-        if N == 0 or S <= E or (S - E) % (2 * N) or H % ((S - E) // (2 * N)):
-            raise KernelError(
-                f"op 'mamba2-step': a convolution of {S} channels does not fit {H} heads of {P} x {N}",
-                hint="it has H P + 2 G N channels, and H is a multiple of G",
-            )
-        return {
-            "past": (past, (B, K - 1, S)), "h": (h, (B, H, N, P)),
-            "in_weight": (in_weight, (E + S + H, M)), "in_bias": (in_bias, (E + S + H,)),
-            "conv_bias": (conv_bias, (S,)), "dt_bias": (dt_bias, (H,)), "A_log": (A_log, (H,)), "D": (D, (H,)),
-            "norm_weight": (norm_weight, (E,)), "out_weight": (out_weight, (M, E)), "out_bias": (out_bias, (M,)),
-        }  # fmt: skip
-
-    one_token.check("mamba2-step", {"x": x, "conv_weight": conv_weight}, shapes)
+    except ValueError:
+        raise one_token.wrong_axes("mamba2-step", x=(x, 2), h=(h, 4), conv_weight=(conv_weight, 2)) from None
+    E = H * P
+    # The groups follow from what the convolution is wider than the heads.
+    if N == 0 or S <= E or (S - E) % (2 * N) or H % ((S - E) // (2 * N)):
+        raise KernelError(
+            f"op 'mamba2-step': a convolution of {S} channels does not fit {H} heads of {P} x {N}",
+            hint="it has H P + 2 G N channels, and H is a multiple of G",
+        )
+    one_token.check(
+        "mamba2-step", NAMES, (past, (B, K - 1, S)), (h, (B, H, N, P)), (in_weight, (E + S + H, M)),
+        (in_bias, (E + S + H,)), (conv_bias, (S,)), (dt_bias, (H,)), (A_log, (H,)), (D, (H,)), (norm_weight, (E,)),
+        (out_weight, (M, E)), (out_bias, (M,)),
+    )  # fmt: skip

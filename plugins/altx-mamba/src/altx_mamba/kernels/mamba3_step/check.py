@@ -7,6 +7,11 @@ from torch import Tensor
 from altx_kernels import KernelError
 from altx_mamba.kernels import one_token
 
+NAMES = (
+    "h", "angle", "k", "v", "in_weight", "dt_bias", "B_weight", "C_weight", "B_bias", "C_bias", "D", "norm_weight",
+    "out_weight",
+)  # fmt: skip
+
 
 def check(
     x: Tensor,
@@ -23,30 +28,25 @@ def check(
     D: Tensor,
     norm_weight: Tensor | None,
     out_weight: Tensor,
-    **_: object,
+    **options: object,
 ) -> None:
     """Raises KernelError if the shapes do not fit together. Letters as in `reference`."""
 
-    def shapes() -> dict[str, tuple[Tensor | None, one_token.Shape]]:
-        if h.dim() != 4 or angle.dim() != 3:
-            raise KernelError(
-                f"op 'mamba3-step': h has shape {tuple(h.shape)}, angle {tuple(angle.shape)}",
-                hint="they have four and three dimensions",
-            )
-        (B, M), (_, H, N, P), R = x.shape, h.shape, angle.shape[2]
-        E, I = H * P, len(in_weight)
-        # The groups follow from the rows of the projection that are left for B and C.
-        shared = I - 2 * E - 3 * H - R
-        if N == 0 or shared <= 0 or shared % (2 * N) or H % (shared // (2 * N)) or 2 * R > N:
-            raise KernelError(
-                f"op 'mamba3-step': a projection to {I} does not fit {H} heads of {P} x {N} and {R} angles",
-                hint="it has 2 H P + 2 G N + 3 H + R rows, H is a multiple of G, and 2 R is at most N",
-            )
-        return {
-            "h": (h, (B, H, N, P)), "angle": (angle, (B, H, R)), "k": (k, (B, H, N)), "v": (v, (B, H, P)),
-            "in_weight": (in_weight, (I, M)), "dt_bias": (dt_bias, (H,)), "B_weight": (B_weight, (N,)),
-            "C_weight": (C_weight, (N,)), "B_bias": (B_bias, (H, N)), "C_bias": (C_bias, (H, N)), "D": (D, (H,)),
-            "norm_weight": (norm_weight, (E,)), "out_weight": (out_weight, (M, E)),
-        }  # fmt: skip
-
-    one_token.check("mamba3-step", {"x": x, "in_weight": in_weight}, shapes)
+    try:
+        (B, M), (_, H, N, P), (_, _, R), (I, _) = x.shape, h.shape, angle.shape, in_weight.shape
+    except ValueError:
+        arguments = {"x": (x, 2), "h": (h, 4), "angle": (angle, 3), "in_weight": (in_weight, 2)}
+        raise one_token.wrong_axes("mamba3-step", **arguments) from None
+    E = H * P
+    # The groups follow from the rows of the projection that are left for B and C.
+    shared = I - 2 * E - 3 * H - R
+    if N == 0 or shared <= 0 or shared % (2 * N) or H % (shared // (2 * N)) or 2 * R > N:
+        raise KernelError(
+            f"op 'mamba3-step': a projection to {I} does not fit {H} heads of {P} x {N} and {R} angles",
+            hint="it has 2 H P + 2 G N + 3 H + R rows, H is a multiple of G, and 2 R is at most N",
+        )
+    one_token.check(
+        "mamba3-step", NAMES, (h, (B, H, N, P)), (angle, (B, H, R)), (k, (B, H, N)), (v, (B, H, P)),
+        (in_weight, (I, M)), (dt_bias, (H,)), (B_weight, (N,)), (C_weight, (N,)), (B_bias, (H, N)),
+        (C_bias, (H, N)), (D, (H,)), (norm_weight, (E,)), (out_weight, (M, E)),
+    )  # fmt: skip

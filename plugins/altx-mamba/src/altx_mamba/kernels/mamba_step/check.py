@@ -6,6 +6,11 @@ from torch import Tensor
 
 from altx_mamba.kernels import one_token
 
+NAMES = (
+    "past", "h", "in_weight", "in_bias", "conv_weight", "conv_bias", "x_weight", "dt_weight", "dt_bias", "D",
+    "out_weight", "out_bias",
+)  # fmt: skip
+
 
 def check(
     x: Tensor,
@@ -22,19 +27,17 @@ def check(
     D: Tensor,
     out_weight: Tensor,
     out_bias: Tensor | None,
-    **_: object,
+    **options: object,
 ) -> None:
     """Raises KernelError if the shapes do not fit together. Letters as in `reference`."""
 
-    def shapes() -> dict[str, tuple[Tensor | None, one_token.Shape]]:
-        (B, M), (E, N), K, R = x.shape, A_log.shape, conv_weight.shape[1], dt_weight.shape[1]
-        return {
-            "past": (past, (B, K - 1, E)), "h": (h, (B, E, N)),
-            "in_weight": (in_weight, (2 * E, M)), "in_bias": (in_bias, (2 * E,)),
-            "conv_weight": (conv_weight, (E, K)), "conv_bias": (conv_bias, (E,)),
-            "x_weight": (x_weight, (R + 2 * N, E)), "dt_weight": (dt_weight, (E, R)), "dt_bias": (dt_bias, (E,)),
-            "D": (D, (E,)), "out_weight": (out_weight, (M, E)), "out_bias": (out_bias, (M,)),
-        }  # fmt: skip
-
-    matrices = {"x": x, "A_log": A_log, "conv_weight": conv_weight, "dt_weight": dt_weight}
-    one_token.check("mamba-step", matrices, shapes)
+    try:
+        (B, M), (E, N), (_, K), (_, R) = x.shape, A_log.shape, conv_weight.shape, dt_weight.shape
+    except ValueError:
+        matrices = {"x": (x, 2), "A_log": (A_log, 2), "conv_weight": (conv_weight, 2), "dt_weight": (dt_weight, 2)}
+        raise one_token.wrong_axes("mamba-step", **matrices) from None
+    one_token.check(
+        "mamba-step", NAMES, (past, (B, K - 1, E)), (h, (B, E, N)), (in_weight, (2 * E, M)), (in_bias, (2 * E,)),
+        (conv_weight, (E, K)), (conv_bias, (E,)), (x_weight, (R + 2 * N, E)), (dt_weight, (E, R)), (dt_bias, (E,)),
+        (D, (E,)), (out_weight, (M, E)), (out_bias, (M,)),
+    )  # fmt: skip
