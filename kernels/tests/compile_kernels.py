@@ -16,6 +16,7 @@ os.environ.pop("TRITON_INTERPRET", None)
 os.environ["TRITON_DEFAULT_FP_FUSION"] = "1"
 
 import torch
+import triton
 
 from altx_kernels.gpu import compiling, launching
 
@@ -27,11 +28,12 @@ MODULES = {
     "selective-scan": "altx_mamba.kernels.selective_scan.triton",
 }
 # Bytes a thread may keep in memory: a few words that are parked cost nothing. The scan's gradient unrolls tokens; three
-# TF32 parts of q, k and the state do not fit into 255 registers. What Triton 3.7, which torch 2.13 for CUDA brings,
-# makes of these kernels; with 3.9 the two smaller bounds could be 32 and 80.
+# TF32 parts of q, k and the state do not fit into 255 registers. Triton 3.7, which torch 2.13 for CUDA brings, keeps
+# more there than 3.9.
+NEW = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9)
 PARKED = 32
-SPILLED = {("linear-recurrence", torch.float32): 640, ("linear-recurrence", torch.bfloat16): 64}
-SPILLED |= {("selective-scan", dtype): 184 for dtype in (torch.bfloat16, torch.float32)}
+SPILLED = {("linear-recurrence", torch.float32): 640, ("linear-recurrence", torch.bfloat16): PARKED if NEW else 64}
+SPILLED |= {("selective-scan", dtype): 80 if NEW else 184 for dtype in (torch.bfloat16, torch.float32)}
 
 
 def calls(op: str, dtype: torch.dtype) -> list[tuple[Any, ...]]:

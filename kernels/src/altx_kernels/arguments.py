@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -60,8 +57,3 @@ def check_floats(op: str, **arguments: Tensor | None) -> None:
 def precise(*tensors: Tensor | None) -> torch.dtype:
     """What an op computes in: float64 if any of its arguments is, else float32."""
     return torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else torch.float32
-
-
-def tensors_of(arguments: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The arguments that are tensors."""
-    return {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
