@@ -86,7 +86,7 @@ def test_a_plugin_is_complete(plugin: Path) -> None:
     points = project["entry-points"]
     if "altx.plugins" in points:
         short = plugin.name.removeprefix("altx-")
-        assert points["altx.plugins"] == {short: f"altx_{short}.plugin"}
+        assert points["altx.plugins"] == {short: "altx_" + short.replace("-", "_") + ".plugin"}
         assert list((plugin / "tests").glob("*conformance*.py")), "no conformance test"
         light = imports(plugin / "src" / plugin.name.replace("-", "_") / "plugin.py")
         assert {name.partition(".")[0] for name in light} <= {"__future__", "altx", "collections", "typing"}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from altx_mamba import pieces
 
+from altx import pieces
 from altx.compose import compose
 from altx.context import Context
 from altx.layer import Layer

@@ -14,6 +14,8 @@ from torch.nn import functional as F
 
 from altx.context import Context
 from altx.layer import FRESH, Layer, Output, advanced
+from altx.masking import real_first
+from altx.pieces import in_pieces
 from altx.spec import BuildContext
 from altx.state import Leaf, State
 from altx_kernels.causal_conv1d import causal_conv1d
@@ -22,8 +24,6 @@ from altx_mamba.initial import initial_dt_bias, zero_biases
 from altx_mamba.kernels.mamba2_step import mamba2_step
 from altx_mamba.kernels.ssd import ssd
 from altx_mamba.mamba2_config import Mamba2Config
-from altx_mamba.masking import real_first
-from altx_mamba.pieces import in_pieces
 from altx_mamba.stepping import steps
 
 LEAVES = {"conv": Leaf(kind="conv"), "ssm": Leaf(fp32=True)}

@@ -13,6 +13,8 @@ from torch.nn import functional as F
 
 from altx.context import Context
 from altx.layer import FRESH, Layer, Output, advanced
+from altx.masking import real_first
+from altx.pieces import in_pieces
 from altx.spec import BuildContext
 from altx.state import Leaf, State
 from altx_mamba.gated_norm import GatedRMSNorm
@@ -20,8 +22,6 @@ from altx_mamba.initial import initial_dt_bias
 from altx_mamba.kernels.mamba3 import mamba3
 from altx_mamba.kernels.mamba3_step import mamba3_step
 from altx_mamba.mamba3_config import Mamba3Config
-from altx_mamba.masking import real_first
-from altx_mamba.pieces import in_pieces
 from altx_mamba.stepping import steps
 
 LEAVES = {name: Leaf(fp32=True) for name in ("ssm", "angle", "k", "v")}

@@ -1,0 +1,1 @@
+"""Graph networks of torch-geometric as token mixers for altx."""

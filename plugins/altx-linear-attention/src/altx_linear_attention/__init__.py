@@ -1,0 +1,1 @@
+"""Linear attention, its gated forms and the delta rule for altx."""

@@ -1,0 +1,1 @@
+"""Performer (FAVOR+) attention for altx."""

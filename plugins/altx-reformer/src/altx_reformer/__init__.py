@@ -1,0 +1,1 @@
+"""Reformer (LSH and local) attention for altx."""

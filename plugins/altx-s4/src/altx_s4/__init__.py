@@ -1,0 +1,1 @@
+"""Structured state spaces S4, S4D and S5 for altx."""
