@@ -1,0 +1,73 @@
+"""What all recurrent mixers here have in common: the order of tokens, the state, long sequences in pieces."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from altx.context import Context
+from altx.layer import FRESH, Layer, Output, advanced
+from altx.masking import RealFirst, real_first
+from altx.pieces import in_pieces
+from altx.state import Leaf, State
+
+
+class Recurrent(Layer):
+    """A mixer whose state has one size for ever.
+
+    A subclass says what a row of the state holds, and what becomes of tokens.
+    """
+
+    @abstractmethod
+    def leaves(self) -> Mapping[str, tuple[tuple[int, ...], Leaf]]:
+        """Shape of one row of each leaf of the state, and what it is."""
+
+    @abstractmethod
+    def mix(self, batch: RealFirst, ctx: Context, state: State | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """y (B, T, D) in the order of `batch`, and every leaf of the state after it.
+
+        Args:
+            batch: the tokens, in each row the real ones first; T is not 0. `reset` and `mask` go with it.
+            ctx: of the tokens as they were given.
+            state: that before them; None is a fresh one.
+        """
+
+    def init_state(
+        self,
+        batch: int,
+        *,
+        capacity: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> State:
+        like = next(self.parameters())
+        device, dtype = device or like.device, dtype or like.dtype
+        wide = torch.promote_types(dtype, torch.float32)
+        leaves = self.leaves()
+        zeros = {
+            name: torch.zeros(batch, *shape, device=device, dtype=wide if leaf.fp32 else dtype)
+            for name, (shape, leaf) in leaves.items()
+        }
+        seen = torch.zeros(batch, device=device, dtype=torch.int64)
+        return State(zeros, {name: leaf for name, (_, leaf) in leaves.items()}, seen=seen)
+
+    def forward(self, x: Tensor, ctx: Context = FRESH, state: State | None = None) -> Output:
+        if not x.shape[1]:
+            return Output(x, state)
+        if out := in_pieces(self, x, ctx, state):
+            return out
+        batch = real_first(x, ctx)
+        y, after = self.mix(batch, ctx, state)
+        if state is not None:
+            state = state.replace(**after, seen=advanced(state.seen, x, ctx))
+        return Output(batch.restore(y), state)
+
+
+def real(x: Tensor, batch: RealFirst, instead: float = 0.0) -> Tensor:
+    """x (B, T, ...), in the order of `batch`, with another number at its masked tokens."""
+    if batch.mask is None:
+        return x
+    return x.masked_fill(~batch.mask.reshape(*batch.mask.shape, *[1] * (x.dim() - 2)), instead)
