@@ -99,7 +99,8 @@ class LinearAttention(Recurrent):
     def _read(self, o: Tensor) -> Tensor:
         """y (B, T, D) from numerator and normaliser (B, T, H, K + 1)."""
         o = o[..., :-1] / (o[..., -1:] + self.eps)
-        return self.out_projection(o.flatten(2))
+        y: Tensor = self.out_projection(o.flatten(2))
+        return y
 
 
 def _both_ways(q: Tensor, k: Tensor, v: Tensor, reset: Tensor | None) -> Tensor:

@@ -13,17 +13,19 @@ from altx.layer import FRESH, Layer, Output, advanced
 from altx.masking import RealFirst, real_first
 from altx.pieces import in_pieces
 from altx.state import Leaf, State
+from altx_linear_attention.short_conv import CONV, ShortConv
 
 
 class Recurrent(Layer):
     """A mixer whose state has one size for ever.
 
-    A subclass says what a row of the state holds, and what becomes of tokens.
+    A subclass says what a row of the state holds, and what becomes of tokens. The inputs of each of its children that
+    is a `ShortConv` are a leaf as well, named as the child.
     """
 
     @abstractmethod
     def leaves(self) -> Mapping[str, tuple[tuple[int, ...], Leaf]]:
-        """Shape of one row of each leaf of the state, and what it is."""
+        """Shape of one row of each leaf of the state, convolutions aside, and what it is."""
 
     @abstractmethod
     def mix(self, batch: RealFirst, ctx: Context, state: State | None) -> tuple[Tensor, dict[str, Tensor]]:
@@ -46,7 +48,11 @@ class Recurrent(Layer):
         like = next(self.parameters())
         device, dtype = device or like.device, dtype or like.dtype
         wide = torch.promote_types(dtype, torch.float32)
-        leaves = self.leaves()
+        leaves = dict(self.leaves())
+        for name, child in self.named_children():
+            if isinstance(child, ShortConv):
+                channels, _, taps = child.weight.shape
+                leaves[name] = (taps - 1, channels), CONV
         zeros = {
             name: torch.zeros(batch, *shape, device=device, dtype=wide if leaf.fp32 else dtype)
             for name, (shape, leaf) in leaves.items()
@@ -64,6 +70,15 @@ class Recurrent(Layer):
         if state is not None:
             state = state.replace(**after, seen=advanced(state.seen, x, ctx))
         return Output(batch.restore(y), state)
+
+    def convolve(self, name: str, x: Tensor, batch: RealFirst, state: State | None, after: dict[str, Tensor]) -> Tensor:
+        """What the child `name`, a ShortConv or None, makes of x (B, T, C); its new leaf goes into `after`."""
+        conv: ShortConv | None = getattr(self, name)
+        if conv is None:
+            return x
+        y: Tensor
+        y, after[name] = conv(x, batch, state[name] if state else None)
+        return y
 
 
 def real(x: Tensor, batch: RealFirst, instead: float = 0.0) -> Tensor:

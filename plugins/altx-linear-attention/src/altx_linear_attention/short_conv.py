@@ -32,13 +32,6 @@ class ShortConv(nn.Module):
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
         self.bias = nn.Parameter(torch.empty(channels).uniform_(-(taps**-0.5), taps**-0.5)) if bias else None
 
-    def empty(self, batch: int, device: torch.device | str | None, dtype: torch.dtype | None) -> Tensor:
-        """The inputs (B, K-1, C) before the first token; device and dtype default to those of the weight."""
-        channels, _, taps = self.weight.shape
-        return torch.zeros(
-            batch, taps - 1, channels, device=device or self.weight.device, dtype=dtype or self.weight.dtype
-        )
-
     def forward(self, x: Tensor, batch: RealFirst, past: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """What the convolution makes of x (B, T, C), and the last inputs (B, K-1, C).
 
