@@ -37,8 +37,8 @@ def fit_heads(dim: int, heads: int, *, what: str = "dim", unit: int = 1) -> None
     )
 
 
-def scaled(dim: int, factor: float, what: str) -> int:
-    """`factor` times `dim`.
+def scaled(dim: int, factor: float, what: str, *, of: str = "dim") -> int:
+    """`factor` times `dim`, which are called `what` and `of`.
 
     Raises:
         ValueError: if that is not a whole number of channels.
@@ -46,7 +46,7 @@ def scaled(dim: int, factor: float, what: str) -> int:
     width = round(dim * factor)
     if width < 1 or abs(width - dim * factor) > 1e-6:
         raise ValueError(
-            f"{what} {factor:g} times dim {dim} is not a whole number of channels; "
-            f"use {what} {max(width, 1) / dim:.6g} for {max(width, 1)}, or another dim"
+            f"{what} {factor:g} times {of} {dim} is not a whole number of channels; "
+            f"use {what} {max(width, 1) / dim:.6g} for {max(width, 1)}, or another {of}"
         )
     return width

@@ -35,9 +35,10 @@ class GatedNorm(nn.Module):
         return y * gate.sigmoid() if gate is not None and self.gate == "sigmoid" else y
 
 
-def l2_norm(x: Tensor, *, eps: float = 1e-6) -> Tensor:
-    """x / sqrt(eps + the sum of squares over the last axis), computed in float32 at least, in the dtype of x."""
+def l2_norm(x: Tensor, *, eps: float = 1e-6, scale: float = 1.0) -> Tensor:
+    """scale x / sqrt(eps + the sum of squares over the last axis), computed in float32 at least, in the dtype of x."""
     width = x.shape[-1]
-    # The same as an RMSNorm whose weight is 1 / sqrt(width): one pass.
-    weight = torch.full((width,), width**-0.5, device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
+    wide = torch.promote_types(x.dtype, torch.float32)
+    # The same as an RMSNorm whose weight is scale / sqrt(width): one pass.
+    weight = torch.full((width,), scale * width**-0.5, device=x.device, dtype=wide)
     return gated_rms_norm(x, None, weight, eps=eps / width, group_size=width)

@@ -45,4 +45,20 @@ def altx_token_mixers() -> Iterable[MixerSpec]:
             capabilities="altx_linear_attention.config:recurrent",
             paper="Yang et al. 2023, Gated Linear Attention Transformers, arXiv:2312.06635",
         ),
+        MixerSpec(
+            "gated-deltanet",
+            summary="Gated DeltaNet: a state that decays as Mamba-2's and is corrected by the delta rule",
+            description=(
+                "S_t = alpha_t (1 - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T,  y_t = W_o (norm(S_t^T q_t) * silu(z_t)),\n"
+                "in heads; q, k of length 1 behind short convolutions, alpha_t and beta_t one number per head and token:\n"
+                "what k_t recalls is replaced by v_t, and everything fades at a rate that the token chooses.\n"
+                "Linear in T: 12 D^2 FLOPs of projections and 7 V K per value head of recurrence per token.\n"
+                "State: V K numbers per value head, 3 inputs per channel of q, k, v, however long the sequence.\n"
+                "The linear mixer of Qwen3-Next and Olmo-Hybrid: a strong default, with attention in every fourth block."
+            ),
+            build="altx_linear_attention.gated_deltanet:build",
+            config="altx_linear_attention.gated_deltanet_config:GatedDeltaNetConfig",
+            capabilities="altx_linear_attention.config:recurrent",
+            paper="Yang, Kautz & Hatamizadeh 2024, Gated Delta Networks: Improving Mamba2 with Delta Rule, arXiv:2412.06464",
+        ),
     ]
