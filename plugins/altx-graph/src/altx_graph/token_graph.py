@@ -1,0 +1,113 @@
+"""Graphs made from a sequence: each token's edges come from tokens a few places away.
+
+B rows, T tokens of a call, K tokens kept from before it, S = K + T slots, O edges of a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from altx_graph.edges import Edges
+from altx_graph.slots import Slots
+
+
+@dataclass(frozen=True)
+class TokenGraph:
+    """A rule for edges.
+
+    Args:
+        offsets: how many real tokens back an edge may come from, the farthest first. Without `causal`, also forward.
+        nearest: how many of them are kept, those nearest in feature space (Euclidean); None for all.
+        loops: whether a token has an edge from itself.
+        degrees: whether edges are counted.
+    """
+
+    offsets: Sequence[int]
+    nearest: int | None = None
+    loops: bool = False
+    degrees: bool = False
+
+    @property
+    def reach(self) -> int:
+        """How many tokens before a token it may see."""
+        return max(self.offsets)
+
+    def edges(self, slots: Slots, causal: bool) -> Edges:
+        """The edges into the tokens of the call."""
+        rows, size = slots.x.shape[:2]
+        length = size - slots.kept
+        offsets = list(self.offsets) if causal else [*self.offsets, *(-o for o in reversed(self.offsets))]
+        every = offsets if self.nearest is not None or not self.loops else self._with_loop(offsets)
+        back = torch.tensor(every, device=slots.x.device)
+        target = torch.arange(slots.kept, size, device=slots.x.device)
+        source_TO = target[:, None] - back
+        there = (source_TO >= 0) & (source_TO < size)
+        source_TO = source_TO.clamp(0, size - 1)
+        source, there = source_TO.expand(rows, -1, -1), there.expand(rows, -1, -1)
+        if slots.document is not None:
+            document = slots.document
+            own = document[:, slots.kept :, None]
+            there = there & (document[:, source_TO] == own) & (own >= 0)
+        if self.nearest is not None:
+            source, there = self._choose(slots, offsets, source, there)
+        row = torch.arange(rows, device=slots.x.device)[:, None, None]
+        into = (row * length + target[:, None] - slots.kept).expand_as(source)
+        return Edges(
+            (row * size + source).flatten(),
+            into.where(there, rows * length).flatten(),
+            loops=self.loops,
+            degree=self._degree(slots, there) if self.degrees else None,
+        )
+
+    @staticmethod
+    def _with_loop(offsets: list[int]) -> list[int]:
+        middle = sum(o > 0 for o in offsets)
+        return [*offsets[:middle], 0, *offsets[middle:]]
+
+    def _choose(self, slots: Slots, offsets: list[int], source: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
+        """The nearest of each token's candidates, (B, T, k), and itself."""
+        assert self.nearest is not None
+        far = distances(slots, offsets).masked_fill(~there, torch.inf)
+        best = far.topk(min(self.nearest, len(offsets)), dim=-1, largest=False).indices
+        source, there = source.gather(2, best), there.gather(2, best)
+        if self.loops:
+            own = torch.arange(slots.kept, slots.x.shape[1], device=source.device)[:, None]
+            real = torch.ones_like(there[..., :1])
+            if slots.document is not None:
+                real = slots.document[:, slots.kept :, None] >= 0
+            source = torch.cat([source, own.expand_as(source[..., :1])], -1)
+            there = torch.cat([there, real], -1)
+        return source, there
+
+    def _degree(self, slots: Slots, there: Tensor) -> Tensor:
+        """(B, S) edges into each slot, one from itself among them.
+
+        Those into a kept token come from tokens that are gone; how many there were follows from its place.
+        """
+        degree = there.sum(-1)
+        if not self.loops:
+            degree = degree + 1
+        if not slots.kept:
+            return degree
+        assert slots.place is not None
+        before = slots.place[:, : slots.kept, None]
+        count = (before >= torch.tensor(self.offsets, device=degree.device)).sum(-1)
+        if self.nearest is not None:
+            count = count.clamp(max=self.nearest)
+        return torch.cat([count + 1, degree], 1)
+
+
+@torch.no_grad()
+def distances(slots: Slots, offsets: Sequence[int]) -> Tensor:
+    """(B, T, O) squared Euclidean distances to the tokens at these offsets back; anything where there is none."""
+    x = slots.x.float() if slots.x.dtype in (torch.float16, torch.bfloat16) else slots.x
+    own = x[:, slots.kept :]
+    left, right = max(max(offsets) - slots.kept, 0), max(-min(offsets), 0)
+    x = F.pad(x, (0, 0, left, right))
+    first = left + slots.kept
+    return torch.stack([(own - x[:, first - o : first - o + own.shape[1]]).square().sum(-1) for o in offsets], -1)
