@@ -1,0 +1,35 @@
+"""Config of `hgrn2`. Never imports torch."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from altx.config import Config
+from altx_linear_attention.heads import fit_heads, head_width
+
+
+class HGRN2Config(Config):
+    """Config of `hgrn2`. The defaults are those of the paper's language models and of fla."""
+
+    expand_ratio: int | None = Field(
+        None, gt=0, description="rows of a head's state and its width; default: 128, or two or more narrower heads"
+    )
+    lower_bound: bool = Field(True, description="forget gates have lower bounds, which rise from block to block")
+    short_conv: bool = Field(False, description="short convolutions behind the projections of q, forget gate and input")
+    conv_kernel: int = Field(4, gt=0, description="taps of the short convolutions")
+    conv_bias: bool = Field(False, description="biases on the short convolutions")
+    norm_eps: float = Field(1e-5, gt=0, description="epsilon of the norm of the output")
+
+    def heads(self, dim: int) -> int:
+        """H at model width `dim`."""
+        return dim // (self.expand_ratio or head_width(dim, 128))
+
+    def fit(self, dim: int) -> None:
+        if self.expand_ratio and dim % self.expand_ratio:
+            usable = [n for n in range(1, dim + 1) if dim % n == 0]
+            near = [n for n in usable if n < self.expand_ratio][-1:] + [n for n in usable if n > self.expand_ratio][:1]
+            raise ValueError(
+                f"dim {dim} is not divisible by expand_ratio {self.expand_ratio}; use expand_ratio "
+                f"{' or '.join(map(str, near))}, or dim {-(-dim // self.expand_ratio) * self.expand_ratio}"
+            )
+        fit_heads(dim, self.heads(dim))
