@@ -39,6 +39,7 @@ class DeltaMixer(Recurrent):
         conv_bias: whether they have biases.
         allow_neg_eigval: whether beta is up to 2 instead of 1 (Grazzi et al. 2024, arXiv:2411.12537).
         norm: of each head's output.
+        qk_silu: whether silu follows the convolutions of q and k, as it does that of v.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class DeltaMixer(Recurrent):
         conv_bias: bool,
         allow_neg_eigval: bool,
         norm: GatedNorm,
+        qk_silu: bool = True,
     ) -> None:
         super().__init__()
         self.head_dim, self.value_dim, self.value_heads = head_dim, value_dim, value_heads
@@ -63,10 +65,10 @@ class DeltaMixer(Recurrent):
         self.v_proj = nn.Linear(dim, values, bias=False)
         self.b_proj = nn.Linear(dim, value_heads, bias=False)
         if conv_kernel:
-            self.q_conv1d = ShortConv(keys, conv_kernel, bias=conv_bias)
-            self.k_conv1d = ShortConv(keys, conv_kernel, bias=conv_bias)
+            self.q_conv1d = ShortConv(keys, conv_kernel, bias=conv_bias, activation=qk_silu)
+            self.k_conv1d = ShortConv(keys, conv_kernel, bias=conv_bias, activation=qk_silu)
             self.v_conv1d = ShortConv(values, conv_kernel, bias=conv_bias)
-        self.conv_kernel = conv_kernel
+        self.conv_kernel, self.qk_silu = conv_kernel, qk_silu
         self.o_norm = norm
         self.o_proj = nn.Linear(values, dim, bias=False)
 
@@ -96,7 +98,7 @@ class DeltaMixer(Recurrent):
             if self.conv_kernel:
                 leaf = f"conv_{name}"
                 z, after[leaf] = getattr(self, f"{name}_conv1d")(z, batch, state[leaf] if state else None)
-            else:
+            elif name == "v" or self.qk_silu:
                 z = F.silu(z)
             projected.append(z)
         q, k = self.features(*(z.unflatten(-1, (-1, self.head_dim)) for z in projected[:2]))

@@ -79,8 +79,8 @@ def altx_token_mixers() -> Iterable[MixerSpec]:
             "deltanet",
             summary="DeltaNet: a linear attention that corrects what it recalls (the delta rule)",
             description=(
-                "S_t = (1 - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T,  y_t = W_o norm(S_t^T q_t), in heads; q, k of\n"
-                "length 1 behind short convolutions: what k_t recalls is replaced by v_t, in part beta_t.\n"
+                "S_t = (1 - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T,  y_t = W_o norm(S_t^T q_t), in heads; q and\n"
+                "k of length 1 behind short convolutions: what k_t recalls is replaced by v_t, in part beta_t.\n"
                 "Linear in T: 8 D^2 FLOPs of projections and 7 D K of recurrence per token, K = D / heads.\n"
                 "State: D (K + 9) numbers per row however long the sequence.\n"
                 "Use it for associative recall; nothing fades, so gated-deltanet is better at letting go of old text."
@@ -125,24 +125,24 @@ def altx_token_mixers() -> Iterable[MixerSpec]:
             "gated-deltanet",
             summary="Gated DeltaNet: a state that decays as Mamba-2's and is corrected by the delta rule",
             description=(
-                "S_t = alpha_t (1 - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T,  y_t = W_o (norm(S_t^T q_t) * silu(z_t)),\n"
-                "in heads; q, k of length 1 behind short convolutions, alpha_t and beta_t one number per head and token:\n"
-                "what k_t recalls is replaced by v_t, and everything fades at a rate that the token chooses.\n"
+                "S_t = alpha_t (1 - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T,\n"
+                "y_t = W_o (norm(S_t^T q_t) * silu(z_t)), in heads; q and k of length 1 behind short convolutions,\n"
+                "alpha_t and beta_t a number each: what k_t recalls is replaced by v_t, all fades as the token says.\n"
                 "Linear in T: 12 D^2 FLOPs of projections and 7 V K per value head of recurrence per token.\n"
                 "State: V K numbers per value head, 3 inputs per channel of q, k, v, however long the sequence.\n"
-                "The linear mixer of Qwen3-Next and Olmo-Hybrid: a strong default, with attention in every fourth block."
+                "The linear mixer of Qwen3-Next and Olmo-Hybrid, 3 blocks of it for one of attention: a strong default."
             ),
             build="altx_linear_attention.gated_deltanet:build",
             config="altx_linear_attention.gated_deltanet_config:GatedDeltaNetConfig",
             capabilities="altx_linear_attention.config:recurrent",
-            paper="Yang, Kautz & Hatamizadeh 2024, Gated Delta Networks: Improving Mamba2 with Delta Rule, arXiv:2412.06464",
+            paper="Yang et al. 2024, Gated Delta Networks: Improving Mamba2 with Delta Rule, arXiv:2412.06464",
         ),
         MixerSpec(
             "kda",
             summary="Kimi Delta Attention: the delta rule with a decay for every key channel",
             description=(
                 "S_t = (1 - beta_t k_t k_t^T) diag(alpha_t) S_{t-1} + beta_t k_t v_t^T,\n"
-                "y_t = W_o (norm(S_t^T q_t) * sigmoid(z_t)), in heads; alpha_t and z_t of low-rank maps of x_t, so each\n"
+                "y_t = W_o (norm(S_t^T q_t) * sigmoid(z_t)), in heads; alpha_t and z_t of low-rank maps of x_t: each\n"
                 "key channel forgets at its own rate, which also takes the place of position encodings.\n"
                 "Linear in T: 8 D^2 FLOPs and the low-rank maps of projections, 7 D K of recurrence per token.\n"
                 "State: D (K + 9) numbers per row however long the sequence, K = 128.\n"
