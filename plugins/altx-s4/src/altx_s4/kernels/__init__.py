@@ -1,0 +1,1 @@
+"""Numerical primitives of the S4 family."""
