@@ -55,24 +55,35 @@ def convolve(conv: nn.Module, slots: Slots, edges: Edges) -> Tensor:
     x_BSD, kept = slots.x, slots.kept
     rows, size, dim = x_BSD.shape
     length = size - kept
-    # One token more, for the edges that are not there.
+    nodes = rows * length
+    if x_BSD.device.type == "cpu" and not torch.compiler.is_compiling():
+        edges, spare = edges.present(nodes), 0
+    else:
+        # Leaving edges out would wait for the device; one token more takes them in.
+        spare = 1
     y: Tensor
     if isinstance(conv, pyg.GCNConv):
         # It has one list of tokens for sources and targets.
         target = edges.target + (edges.target // length + 1) * kept if kept else edges.target
         index = torch.stack([edges.source, target.clamp(max=rows * size)])
-        x = F.pad(x_BSD.reshape(-1, dim), (0, 0, 0, 1))
+        x = _padded(x_BSD, spare)
         index, weight = _normalised(index, edges, len(x), x.dtype)
-        y = conv(x, index, weight)[:-1]
+        y = conv(x, index, weight)[: rows * size]
         return y.view(rows, size, dim)[:, kept:]
     index, attr = torch.stack([edges.source, edges.target]), edges.attr
-    x = F.pad(x_BSD[:, kept:].reshape(-1, dim), (0, 0, 0, 1))
+    x = _padded(x_BSD[:, kept:], spare)
     if isinstance(conv, pyg.GATv2Conv) and not edges.loops:
         index, attr = pyg.remove_self_loops(index, attr)
         index, attr = pyg.add_self_loops(index, attr, fill_value=conv.fill_value, num_nodes=len(x))
     options = {} if attr is None else {"edge_attr": attr}
-    y = conv((x_BSD.reshape(-1, dim), x) if kept else x, index, **options)[:-1]
+    y = conv((x_BSD.reshape(-1, dim), x) if kept else x, index, **options)[:nodes]
     return y.view(rows, length, dim)
+
+
+def _padded(x: Tensor, spare: int) -> Tensor:
+    """x (B, T, D) as (B * T + spare, D)."""
+    x = x.reshape(-1, x.shape[-1])
+    return F.pad(x, (0, 0, 0, spare)) if spare else x
 
 
 def _normalised(index: Tensor, edges: Edges, nodes: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

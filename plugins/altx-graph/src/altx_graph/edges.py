@@ -5,7 +5,7 @@ B rows, T tokens of a call, K tokens kept from before it, S = K + T slots, E edg
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -34,6 +34,12 @@ class Edges:
     attr: Tensor | None = None
     loops: bool = False
     degree: Tensor | None = None
+
+    def present(self, nodes: int) -> Edges:
+        """Only the edges that are there. nodes: B * T."""
+        there = self.target < nodes
+        attr = None if self.attr is None else self.attr[there]
+        return replace(self, source=self.source[there], target=self.target[there], attr=attr)
 
 
 def supplied(graph: Graph, x: Tensor, ctx: Context) -> Edges:
