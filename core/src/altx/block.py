@@ -38,8 +38,11 @@ class Residual(Layer):
         return self.body.init_state(batch, **options)
 
     def forward(self, x: Tensor, ctx: Context = FRESH, state: State | None = None) -> Output:
-        out = self.body(self.norm(x), ctx, state)
-        y = x + out.y if self.skip else out.y
+        if self.skip and state is not None and (whole := self.body.residual(x, self.norm, ctx, state)):
+            y, out = whole.y, whole
+        else:
+            out = self.body(self.norm(x), ctx, state)
+            y = x + out.y if self.skip else out.y
         return Output(y, out.state, scoped("body", out.losses), scoped("body", out.metrics), out.exports)
 
 

@@ -144,6 +144,18 @@ class Layer(Component):
             state: from `init_state` or an earlier call.
         """
 
+    def residual(self, x: Tensor, norm: nn.Module, ctx: Context, state: State | None) -> Output | None:
+        """x + self(norm(x)) in one go, if this layer knows a faster way for it, else None.
+
+        What stands around a layer costs as much as a short step inside it. A layer that can fuse the three overrides
+        this; nothing depends on it.
+
+        Args:
+            x, ctx, state: as in `forward`.
+            norm: over the last axis. An override looks at what it is.
+        """
+        return None
+
 
 def scoped(path: str, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Losses or metrics of the component at `path`, named by where it sits."""

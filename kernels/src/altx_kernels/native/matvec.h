@@ -26,13 +26,15 @@ INLINE int64_t share(int64_t n, int64_t unit, int64_t part, int64_t parts) {
 }
 
 /* y = W x + b for rows from .. to of W, of `width` numbers each, for every row of the batch: x and y advance by their
- * strides. TOGETHER rows of W at a time: x is loaded once for them, and memory is asked for several places at once. */
+ * strides. TOGETHER rows of W at a time: x is loaded once for them, and memory is asked for several places at once.
+ * They lie far apart, so that each is a stream of its own: neighbours end before the prefetcher has found their pace. */
 enum { TOGETHER = 8 };
 
 static inline void product(const real *weight, const real *bias, const real *x, int64_t x_stride, real *y,
                            int64_t y_stride, int64_t rows, int64_t from, int64_t to, int64_t width) {
+    const int64_t apart = (to - from) / TOGETHER;
     int64_t i = from;
-    for (; i + TOGETHER <= to; i += TOGETHER) {
+    for (; i < from + apart; i++) {
         const real *w = weight + i * width;
         for (int64_t row = 0; row < rows; row++) {
             const real *in = x + row * x_stride;
@@ -40,16 +42,17 @@ static inline void product(const real *weight, const real *bias, const real *x, 
             int64_t j = 0;
             for (; j + LANES <= width; j += LANES) {
                 vec v = vload(in + j);
-                for (int r = 0; r < TOGETHER; r++) sums[r] += vload(w + r * width + j) * v;
+                for (int r = 0; r < TOGETHER; r++) sums[r] += vload(w + r * apart * width + j) * v;
             }
             if (j < width) {
                 vec v = vload_n(in + j, width - j);
-                for (int r = 0; r < TOGETHER; r++) sums[r] += vload_n(w + r * width + j, width - j) * v;
+                for (int r = 0; r < TOGETHER; r++) sums[r] += vload_n(w + r * apart * width + j, width - j) * v;
             }
             for (int r = 0; r < TOGETHER; r++)
-                y[row * y_stride + i + r] = vsum(sums[r]) + (bias ? bias[i + r] : 0);
+                y[row * y_stride + i + r * apart] = vsum(sums[r]) + (bias ? bias[i + r * apart] : 0);
         }
     }
+    i = from + apart * TOGETHER;
     for (; i < to; i++)
         for (int64_t row = 0; row < rows; row++)
             y[row * y_stride + i] = dot(weight + i * width, x + row * x_stride, width) + (bias ? bias[i] : 0);

@@ -22,7 +22,7 @@ from altx_mamba.initial import initial_dt_bias
 from altx_mamba.kernels.mamba3 import mamba3
 from altx_mamba.kernels.mamba3_step import mamba3_step
 from altx_mamba.mamba3_config import Mamba3Config
-from altx_mamba.stepping import steps
+from altx_mamba.stepping import steps, weight_and_eps
 
 LEAVES = {name: Leaf(fp32=True) for name in ("ssm", "angle", "k", "v")}
 
@@ -131,20 +131,25 @@ class Mamba3(Layer):
             state = state.replace(ssm=h, angle=angle, k=k, v=last, seen=advanced(state.seen, x, ctx))
         return Output(batch.restore(self.out_proj(y)), state)
 
-    def _step(self, x: Tensor, ctx: Context, state: State) -> Output:
-        """One token of every row: decoding."""
+    def residual(self, x: Tensor, norm: nn.Module, ctx: Context, state: State | None) -> Output | None:
+        return self._step(x, ctx, state, norm) if state is not None and steps(self, x, ctx, state, norm) else None
+
+    def _step(self, x: Tensor, ctx: Context, state: State, norm: nn.Module | None = None) -> Output:
+        """One token of every row: decoding; with the norm before and the residual around it if a norm is given."""
+        pre_weight, pre_eps = weight_and_eps(norm)
         # Straight from where nn.Module keeps them: its attributes are slow, and a step is short.
         weights: dict[str, Any] = {name: m._parameters["weight"] for name, m in self._modules.items() if m is not None}
         own: Any = self._parameters.values()
         dt_bias, B_bias, C_bias, D = own
         y, h, angle, k, v = mamba3_step(
-            x[:, 0], state["ssm"], state["angle"], state["k"], state["v"], weights["in_proj"], dt_bias,
-            weights["B_norm"], weights["C_norm"], B_bias[:, 0], C_bias[:, 0], D, weights.get("norm"),
+            x, state["ssm"], state["angle"], state["k"], state["v"], weights["in_proj"], dt_bias,
+            weights["B_norm"], weights["C_norm"], B_bias.squeeze(1), C_bias.squeeze(1), D, weights.get("norm"),
             weights["out_proj"], norm_eps=self.norm_eps, A_floor=self.A_floor, heavy_tail=self.heavy_tail,
-            donate=ctx.donate_state,
+            donate=ctx.donate_state, pre_weight=pre_weight,
+            pre_eps=pre_eps,
         )  # fmt: skip
         state = state.replace(ssm=h, angle=angle, k=k, v=v, seen=advanced(state.seen, x, ctx))
-        return Output(y[:, None], state)
+        return Output(y, state)
 
     def _steps(self, dt: Tensor) -> Tensor:
         """Step sizes (B, T, H) in float32 or more, from their projection."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from altx_kernels import KernelError
 
@@ -17,7 +18,7 @@ ROWS = 8
 
 
 def unavailable(x: Tensor, *others: Tensor | None, **named: object) -> str | None:
-    """Why native code cannot compute one token x (B, M), or None."""
+    """Why native code cannot compute one token x (B, 1, M), or None."""
     if x.device.type != "cpu":
         return f"x is on {x.device}, and native code runs on the CPU"
     if x.shape[0] > ROWS:
@@ -58,7 +59,9 @@ def check(op: str, names: Sequence[str], *pairs: tuple[Tensor | None, tuple[int,
 def wrong_axes(op: str, **arguments: tuple[Tensor, int]) -> KernelError:
     """What to raise where an argument has not as many dimensions as it should."""
     found = ", ".join(f"{name} has {tensor.dim()} of {count}" for name, (tensor, count) in arguments.items())
-    return KernelError(f"op {op!r}: wrong number of dimensions: {found}", hint="a token of each row is (rows, width)")
+    return KernelError(
+        f"op {op!r}: wrong number of dimensions: {found}", hint="a token of each row is (rows, 1, width)"
+    )
 
 
 def writable(state: Tensor, donate: bool) -> Tensor:
@@ -66,3 +69,13 @@ def writable(state: Tensor, donate: bool) -> Tensor:
     if donate and state.is_contiguous():
         return state
     return state.clone(memory_format=torch.contiguous_format)
+
+
+def normed(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """What the reference gives the mixer of x (B, M), in the dtype that it computes in: its RMSNorm if it has one."""
+    return x if weight is None else F.rms_norm(x, x.shape[-1:], weight.to(x.dtype), eps)
+
+
+def added(y: Tensor, x: Tensor, weight: Tensor | None) -> Tensor:
+    """What the reference returns of y (B, M) for the token x (B, 1, M): with x added to it if x was normed."""
+    return (y[:, None] if weight is None else x + y[:, None]).to(x.dtype)

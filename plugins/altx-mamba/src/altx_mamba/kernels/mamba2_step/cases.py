@@ -34,12 +34,12 @@ def arguments(sizes: Sizes, bias: bool = False) -> dict[str, Any]:
         return (scale * randn(*shape, seed=seed)).detach().requires_grad_()
 
     return {
-        "x": randn(rows, width, seed=1),
+        "x": randn(rows, 1, width, seed=1),
         "past": randn(rows, taps - 1, channels, seed=2),
         "h": randn(rows, heads, size, head_dim, seed=3),
         "in_weight": scaled(width**-0.5, inner + channels + heads, width, seed=4),
         "in_bias": randn(inner + channels + heads, seed=5) if bias else None,
-        "conv_weight": randn(channels, taps, seed=6),
+        "conv_weight": randn(channels, 1, taps, seed=6),
         "conv_bias": None if bias else randn(channels, seed=7),
         "dt_bias": randn(heads, seed=8),
         "A_log": scaled(0.3, heads, seed=9),
@@ -48,6 +48,8 @@ def arguments(sizes: Sizes, bias: bool = False) -> dict[str, Any]:
         "out_weight": scaled(inner**-0.5, width, inner, seed=12),
         "out_bias": randn(width, seed=13) if bias else None,
         "norm_eps": 1e-5,
+        "pre_weight": randn(width, seed=14) if bias else None,
+        "pre_eps": 1e-5,
     }
 
 
@@ -60,7 +62,7 @@ def examples() -> Iterator[Example]:
         Sizes(0, 4, 2, 4, 1, 4, 3),
     ):
         yield Example(str(sizes), arguments(sizes))
-        yield Example(f"{sizes} biases limits", {**arguments(sizes, bias=True), "dt_limit": (0.5, 1.0)})
+        yield Example(f"{sizes} biases limits norm", {**arguments(sizes, bias=True), "dt_limit": (0.5, 1.0)})
 
 
 def workloads() -> Iterator[Workload]:

@@ -4,6 +4,7 @@
  */
 #include "altx.h"
 #include "matvec.h"
+#include "pre_norm.h"
 #include "short_conv.h"
 
 /* Vectors of a state's row at a time. */
@@ -46,20 +47,21 @@ static void head(real *h, const real *B, const real *C, const real *v, real *z, 
  */
 EXPORT void FN(step)(const real *x, real *past, real *h, const real *in_weight, const real *in_bias,
                      const real *conv_weight, const real *conv_bias, const real *dt_bias, const real *A_log,
-                     const real *D, const real *norm_weight, const real *out_weight, const real *out_bias, real *work,
-                     real *y, int64_t rows, int64_t M, int64_t H, int64_t P, int64_t G, int64_t N, int64_t K,
-                     double least, double most, double eps, int64_t threads) {
+                     const real *D, const real *norm_weight, const real *out_weight, const real *out_bias,
+                     const real *pre_weight, real *work, real *y, int64_t rows, int64_t M, int64_t H, int64_t P, int64_t G,
+                     int64_t N, int64_t K, double least, double most, double eps, double pre_eps, int64_t threads) {
     const int64_t E = H * P, S = E + 2 * G * N, stride = E + 2 * S + 2 * H, shared = H / G;
     real *z = work, *u = z + E, *steps = u + S, *v = steps + H, *squares = v + S;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         unsigned before = flush_denormals();
         const int64_t parts = omp_get_num_threads(), part = omp_get_thread_num();
+        const real *in = normed(x, pre_weight, (real)pre_eps, work + rows * stride + part * rows * M, rows, M);
         const int64_t from = share(S, LANES, part, parts), to = share(S, LANES, part + 1, parts);
-        product(in_weight, in_bias, x, M, work, stride, rows, E + from, E + to, M);
-        product(in_weight, in_bias, x, M, work, stride, rows, share(E, LANES, part, parts),
+        product(in_weight, in_bias, in, M, work, stride, rows, E + from, E + to, M);
+        product(in_weight, in_bias, in, M, work, stride, rows, share(E, LANES, part, parts),
                 share(E, LANES, part + 1, parts), M);
-        product(in_weight, in_bias, x, M, work, stride, rows, E + S + share(H, TOGETHER, part, parts),
+        product(in_weight, in_bias, in, M, work, stride, rows, E + S + share(H, TOGETHER, part, parts),
                 E + S + share(H, TOGETHER, part + 1, parts), M);
         for (int64_t row = 0; row < rows; row++)
             convolve(u + row * stride, past + row * (K - 1) * S, conv_weight, conv_bias, v + row * stride, from, to, S,
@@ -87,6 +89,7 @@ EXPORT void FN(step)(const real *x, real *past, real *h, const real *in_weight, 
 #pragma omp barrier
         product(out_weight, out_bias, z, stride, y, M, rows, share(M, TOGETHER, part, parts),
                 share(M, TOGETHER, part + 1, parts), E);
+        if (pre_weight) add(y, x, rows, M, share(M, TOGETHER, part, parts), share(M, TOGETHER, part + 1, parts));
         restore_denormals(before);
     }
 }

@@ -35,7 +35,7 @@ def arguments(sizes: Sizes, norm: bool = False) -> dict[str, Any]:
         return (scale * randn(*shape, seed=seed)).detach().requires_grad_()
 
     return {
-        "x": randn(rows, width, seed=1),
+        "x": randn(rows, 1, width, seed=1),
         "h": randn(rows, heads, size, head_dim, seed=2),
         "angle": (math.pi + scaled(0.5, rows, heads, angles, seed=3)).detach().requires_grad_(),
         "k": randn(rows, heads, size, seed=4),
@@ -51,6 +51,8 @@ def arguments(sizes: Sizes, norm: bool = False) -> dict[str, Any]:
         "out_weight": scaled(inner**-0.5, width, inner, seed=14),
         "norm_eps": 1e-5,
         "A_floor": 1e-4,
+        "pre_weight": randn(width, seed=15) if norm else None,
+        "pre_eps": 1e-5,
     }
 
 
@@ -64,7 +66,7 @@ def examples() -> Iterator[Example]:
     ):
         yield Example(str(sizes), arguments(sizes))
         other = {**arguments(sizes, norm=True), "heavy_tail": True, "A_floor": 0.9}
-        yield Example(f"{sizes} norm heavy-tail", other)
+        yield Example(f"{sizes} norms heavy-tail", other)
 
 
 def workloads() -> Iterator[Workload]:

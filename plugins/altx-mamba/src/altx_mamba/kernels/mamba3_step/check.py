@@ -9,7 +9,7 @@ from altx_mamba.kernels import one_token
 
 NAMES = (
     "h", "angle", "k", "v", "in_weight", "dt_bias", "B_weight", "C_weight", "B_bias", "C_bias", "D", "norm_weight",
-    "out_weight",
+    "out_weight", "pre_weight", "x",
 )  # fmt: skip
 
 
@@ -28,14 +28,16 @@ def check(
     D: Tensor,
     norm_weight: Tensor | None,
     out_weight: Tensor,
+    *,
+    pre_weight: Tensor | None = None,
     **options: object,
 ) -> None:
     """Raises KernelError if the shapes do not fit together. Letters as in `reference`."""
 
     try:
-        (B, M), (_, H, N, P), (_, _, R), (I, _) = x.shape, h.shape, angle.shape, in_weight.shape
+        (B, _, M), (_, H, N, P), (_, _, R), (I, _) = x.shape, h.shape, angle.shape, in_weight.shape
     except ValueError:
-        arguments = {"x": (x, 2), "h": (h, 4), "angle": (angle, 3), "in_weight": (in_weight, 2)}
+        arguments = {"x": (x, 3), "h": (h, 4), "angle": (angle, 3), "in_weight": (in_weight, 2)}
         raise one_token.wrong_axes("mamba3-step", **arguments) from None
     E = H * P
     # The groups follow from the rows of the projection that are left for B and C.
@@ -48,5 +50,5 @@ def check(
     one_token.check(
         "mamba3-step", NAMES, (h, (B, H, N, P)), (angle, (B, H, R)), (k, (B, H, N)), (v, (B, H, P)),
         (in_weight, (I, M)), (dt_bias, (H,)), (B_weight, (N,)), (C_weight, (N,)), (B_bias, (H, N)),
-        (C_bias, (H, N)), (D, (H,)), (norm_weight, (E,)), (out_weight, (M, E)),
+        (C_bias, (H, N)), (D, (H,)), (norm_weight, (E,)), (out_weight, (M, E)), (pre_weight, (M,)), (x, (B, 1, M)),
     )  # fmt: skip

@@ -4,6 +4,7 @@
  */
 #include "altx.h"
 #include "matvec.h"
+#include "pre_norm.h"
 
 #define PI 3.141592653589793
 
@@ -81,18 +82,19 @@ static void leave(const real *y, real *z, const real *weight, int64_t P, real ep
  * the place of u and leaves in that of z; then, for every thread, what Move points to. */
 EXPORT void FN(step)(const real *x, real *h, real *angle, real *k, real *v, const real *in_weight, const real *dt_bias,
                      const real *B_weight, const real *C_weight, const real *B_bias, const real *C_bias, const real *D,
-                     const real *norm_weight, const real *out_weight, real *work, real *y, int64_t rows, int64_t M,
-                     int64_t H, int64_t P, int64_t G, int64_t N, int64_t R, double norm_eps, double A_floor,
-                     int64_t heavy_tail, int64_t threads) {
+                     const real *norm_weight, const real *out_weight, const real *pre_weight, real *work, real *y,
+                     int64_t rows, int64_t M, int64_t H, int64_t P, int64_t G, int64_t N, int64_t R, double norm_eps,
+                     double A_floor, double pre_eps, int64_t heavy_tail, int64_t threads) {
     const int64_t E = H * P, stride = 2 * E + 2 * G * N + 3 * H + R;
     const real eps = (real)norm_eps, floor = (real)A_floor;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         unsigned before = flush_denormals();
         const int64_t parts = omp_get_num_threads(), part = omp_get_thread_num();
+        const real *in = normed(x, pre_weight, (real)pre_eps, work + rows * stride + parts * (3 * N + 2 * R) + part * rows * M, rows, M);
         real *room = work + rows * stride + part * (3 * N + 2 * R);
         Move m = {0, room, room + N, room + 2 * N, room + 3 * N, room + 3 * N + R};
-        product(in_weight, NULL, x, M, work, stride, rows, share(stride, TOGETHER, part, parts),
+        product(in_weight, NULL, in, M, work, stride, rows, share(stride, TOGETHER, part, parts),
                 share(stride, TOGETHER, part + 1, parts), M);
 #pragma omp barrier
         for (int64_t i = rows * H * part / parts; i < rows * H * (part + 1) / parts; i++) {
@@ -121,6 +123,7 @@ EXPORT void FN(step)(const real *x, real *h, real *angle, real *k, real *v, cons
 #pragma omp barrier
         product(out_weight, NULL, work, stride, y, M, rows, share(M, TOGETHER, part, parts),
                 share(M, TOGETHER, part + 1, parts), E);
+        if (pre_weight) add(y, x, rows, M, share(M, TOGETHER, part, parts), share(M, TOGETHER, part + 1, parts));
         restore_denormals(before);
     }
 }

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from altx_kernels.arguments import precise
 from altx_kernels.gated_rms_norm.reference import gated_rms_norm
+from altx_mamba.kernels import one_token
 from altx_mamba.kernels.mamba3.reference import TURN, Result, rotate
 
 
@@ -37,6 +38,8 @@ def mamba3_step(
     A_floor: float,
     heavy_tail: bool = False,
     donate: bool = False,
+    pre_weight: Tensor | None = None,
+    pre_eps: float = 0.0,
 ) -> Result:
     """One token of every row; head i has the B and C of group i // (H // G).
 
@@ -46,7 +49,7 @@ def mamba3_step(
         y = W_out ((h^T query + D u) * silu(z))
 
     Args:
-        x: (B, M), the token at model width.
+        x: (B, 1, M), the token at model width.
         h: (B, H, N, P), the state before.
         angle: (B, H, R), the sum of turns before.
         k, v: (B, H, N) and (B, H, P), the key and the input u of the token before.
@@ -60,9 +63,11 @@ def mamba3_step(
         A_floor: smallest -A.
         heavy_tail: whether -A is 1 + a for positive a and 1 / (1 - a) for others, instead of softplus(a).
         donate: the caller gives h, angle, k and v up: they may be written to.
+        pre_weight: (M,), of an RMSNorm on x, after which x is added to the result: x + mixer(norm(x)).
+        pre_eps: its epsilon.
 
     Returns:
-        y (B, M) in the dtype of x; h, angle, k and v in float32, or float64 if an argument is: the dtype that all is
+        y (B, 1, M) in the dtype of x; h, angle, k and v in float32, or float64 if an argument is: the dtype that all is
         computed in.
     """
     dtype = precise(x, h, angle, k, v, in_weight)
@@ -70,6 +75,7 @@ def mamba3_step(
         tensor.to(dtype)
         for tensor in (x, h, angle, k, v, in_weight, dt_bias, B_weight, C_weight, B_bias, C_bias, D, out_weight)
     )
+    x_ = one_token.normed(x_[:, 0], pre_weight, pre_eps)
     heads, size, width = h.shape[1:]
     inner, shared = heads * width, (len(W_in) - 2 * heads * width - 3 * heads - angle.shape[2]) // 2
     parts = F.linear(x_, W_in).split([inner, inner, shared, shared, heads, heads, heads, angle.shape[2]], -1)
@@ -94,4 +100,4 @@ def mamba3_step(
     else:
         y = gated_rms_norm(y, z, norm_weight.to(dtype), eps=norm_eps, group_size=width, gate_first=False)
     # A copy, since what u is a part of would stay in memory with it.
-    return F.linear(y, W_out).to(x.dtype), h, angle, key, v.clone()
+    return one_token.added(F.linear(y, W_out), x, pre_weight), h, angle, key, v.clone()

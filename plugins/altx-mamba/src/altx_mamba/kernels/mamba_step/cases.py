@@ -21,12 +21,12 @@ def arguments(rows: int, width: int, inner: int, size: int, taps: int, rank: int
         return scaled(into**-0.5, out, into, seed=seed)
 
     return {
-        "x": randn(rows, width, seed=1),
+        "x": randn(rows, 1, width, seed=1),
         "past": randn(rows, taps - 1, inner, seed=2),
         "h": randn(rows, inner, size, seed=3),
         "in_weight": matrix(2 * inner, width, 11),
         "in_bias": None if bias else randn(2 * inner, seed=12),
-        "conv_weight": randn(inner, taps, seed=4),
+        "conv_weight": randn(inner, 1, taps, seed=4),
         "conv_bias": randn(inner, seed=5) if bias else None,
         "x_weight": matrix(rank + 2 * size, inner, 6),
         "dt_weight": matrix(inner, rank, 7),
@@ -35,6 +35,8 @@ def arguments(rows: int, width: int, inner: int, size: int, taps: int, rank: int
         "D": randn(inner, seed=10),
         "out_weight": matrix(width, inner, 13),
         "out_bias": None if bias else randn(width, seed=14),
+        "pre_weight": None if bias else randn(width, seed=15),
+        "pre_eps": 1e-5,
     }
 
 
@@ -42,7 +44,7 @@ def examples() -> Iterator[Example]:
     for sizes in ((1, 3, 5, 3, 4, 2), (3, 21, 40, 16, 4, 5), (2, 16, 33, 17, 1, 3), (0, 4, 8, 4, 2, 1)):
         label = "B={} M={} E={} N={} K={} R={}".format(*sizes)
         yield Example(label, arguments(*sizes))
-        yield Example(f"{label} norm", {**arguments(*sizes, bias=False), "inner_norm_eps": 1e-6})
+        yield Example(f"{label} norms", {**arguments(*sizes, bias=False), "inner_norm_eps": 1e-6})
 
 
 def workloads() -> Iterator[Workload]:
@@ -51,7 +53,7 @@ def workloads() -> Iterator[Workload]:
 
         def make(device: torch.device, dtype: torch.dtype, sizes: tuple[int, ...] = sizes) -> dict[str, Any]:
             return {
-                name: value if value is None else value.detach().to(device, dtype)
+                name: value.detach().to(device, dtype) if isinstance(value, Tensor) else value
                 for name, value in arguments(*sizes).items()  # type: ignore[arg-type]
             }
 

@@ -3,6 +3,7 @@
 
 #include "altx.h"
 #include "matvec.h"
+#include "pre_norm.h"
 #include "short_conv.h"
 
 /* Divide n numbers by the root of their mean square. */
@@ -44,18 +45,19 @@ static void recur(const real *s, const real *v, const real *z, const real *dt_we
 EXPORT void FN(step)(const real *x, real *past, real *h, const real *in_weight, const real *in_bias,
                      const real *conv_weight, const real *conv_bias, const real *x_weight, const real *dt_weight,
                      const real *dt_bias, const real *A_log, const real *D, const real *out_weight,
-                     const real *out_bias, real *work, real *y, int64_t rows, int64_t M, int64_t E, int64_t N,
-                     int64_t K, int64_t R, double eps, int64_t threads) {
+                     const real *out_bias, const real *pre_weight, real *work, real *y, int64_t rows, int64_t M,
+                     int64_t E, int64_t N, int64_t K, int64_t R, double eps, double pre_eps, int64_t threads) {
     const int64_t S = R + 2 * N, stride = 3 * E + S;
     real *v = work, *s = v + E, *z = s + S, *u = z + E;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         unsigned before = flush_denormals();
         const int64_t parts = omp_get_num_threads(), part = omp_get_thread_num();
+        const real *in = normed(x, pre_weight, (real)pre_eps, work + rows * stride + part * rows * M, rows, M);
         /* A thread keeps its channels throughout. */
         const int64_t from = share(E, LANES, part, parts), to = share(E, LANES, part + 1, parts);
-        product(in_weight, in_bias, x, M, u, stride, rows, from, to, M);
-        product(in_weight + E * M, in_bias ? in_bias + E : in_bias, x, M, z, stride, rows, from, to, M);
+        product(in_weight, in_bias, in, M, u, stride, rows, from, to, M);
+        product(in_weight + E * M, in_bias ? in_bias + E : in_bias, in, M, z, stride, rows, from, to, M);
         for (int64_t row = 0; row < rows; row++)
             convolve(u + row * stride, past + row * (K - 1) * E, conv_weight, conv_bias, v + row * stride, from, to, E,
                      K);
@@ -75,6 +77,7 @@ EXPORT void FN(step)(const real *x, real *past, real *h, const real *in_weight, 
                   u + row * stride, from, to, N, R);
 #pragma omp barrier
         product(out_weight, out_bias, u, stride, y, M, rows, M * part / parts, M * (part + 1) / parts, E);
+        if (pre_weight) add(y, x, rows, M, M * part / parts, M * (part + 1) / parts);
         restore_denormals(before);
     }
 }

@@ -11,7 +11,7 @@ from altx_kernels.native import Library
 from altx_kernels.primitive import Primitive
 from altx_mamba.kernels.one_token import ALONE, writable
 
-LIBRARY = Library(Path(__file__).with_name("native.c"), {"step": "p" * 16 + "i" * 6 + "di"})
+LIBRARY = Library(Path(__file__).with_name("native.c"), {"step": "p" * 17 + "i" * 6 + "dd" + "i"})
 
 
 def mamba_step(
@@ -32,26 +32,32 @@ def mamba_step(
     *,
     inner_norm_eps: float | None = None,
     donate: bool = False,
+    pre_weight: Tensor | None = None,
+    pre_eps: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `reference.mamba_step`."""
     past, h = writable(past, donate), writable(h, donate)
     weights = (in_weight, in_bias, conv_weight, conv_bias, x_weight, dt_weight, dt_bias, A_log, D, out_weight, out_bias)
-    return _step(x, past, h, *weights, -1.0 if inner_norm_eps is None else inner_norm_eps), past, h
+    return _step(x, past, h, *weights, -1.0 if inner_norm_eps is None else inner_norm_eps, pre_weight, pre_eps), past, h
 
 
 def _impl(
     x: Tensor, past: Tensor, h: Tensor, in_weight: Tensor, in_bias: Tensor | None, conv_weight: Tensor,
     conv_bias: Tensor | None, x_weight: Tensor, dt_weight: Tensor, dt_bias: Tensor, A_log: Tensor, D: Tensor,
-    out_weight: Tensor, out_bias: Tensor | None, eps: float,
+    out_weight: Tensor, out_bias: Tensor | None, eps: float, pre_weight: Tensor | None, pre_eps: float,
 ) -> Tensor:  # fmt: skip
-    """y (B, M); `past` and `h` are moved on in place."""
-    (rows, width), (inner, size), taps, rank = x.shape, A_log.shape, conv_weight.shape[1], dt_weight.shape[1]
-    y = x.new_empty(rows, width)
-    work = x.new_empty(rows * (3 * inner + rank + 2 * size))
-    weights = (in_weight, in_bias, conv_weight, conv_bias, x_weight, dt_weight, dt_bias, A_log, D, out_weight, out_bias)
+    """y as x; `past` and `h` are moved on in place."""
+    (rows, _, width), (inner, size), taps, rank = x.shape, A_log.shape, conv_weight.shape[2], dt_weight.shape[1]
+    threads = torch.get_num_threads() if inner * width > ALONE else 1
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    work = x.new_empty(rows * (3 * inner + rank + 2 * size) + threads * rows * width)
+    weights = (
+        in_weight, in_bias, conv_weight, conv_bias, x_weight, dt_weight, dt_bias, A_log, D, out_weight, out_bias,
+        pre_weight,
+    )  # fmt: skip
     LIBRARY.call(
         "step", x.dtype, x.contiguous(), past, h, *[w if w is None else w.contiguous() for w in weights], work, y,
-        rows, width, inner, size, taps, rank, eps, torch.get_num_threads() if inner * width > ALONE else 1,
+        rows, width, inner, size, taps, rank, eps, pre_eps, threads,
     )  # fmt: skip
     return y
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from altx_kernels.arguments import precise
+from altx_mamba.kernels import one_token
 
 
 def mamba_step(
@@ -31,6 +32,8 @@ def mamba_step(
     *,
     inner_norm_eps: float | None = None,
     donate: bool = False,
+    pre_weight: Tensor | None = None,
+    pre_eps: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One token of every row.
 
@@ -38,19 +41,21 @@ def mamba_step(
         h = exp(dt A) h + dt B v,  y = W_out ((C h + D v) * silu(z))
 
     Args:
-        x: (B, M), the token at model width.
+        x: (B, 1, M), the token at model width.
         past: (B, K-1, E), the u of the tokens before.
         h: (B, E, N), the state before.
         in_weight: (2E, M). in_bias: (2E,).
-        conv_weight: (E, K). conv_bias: (E,).
+        conv_weight: (E, 1, K). conv_bias: (E,).
         x_weight: (R + 2N, E). dt_weight: (E, R). dt_bias: (E,).
         A_log: (E, N), log of -A. D: (E,).
         out_weight: (M, E). out_bias: (M,).
         inner_norm_eps: epsilon of a weightless RMSNorm on low, B and C, or None for no norm.
         donate: the caller gives `past` and `h` up: they may be written to.
+        pre_weight: (M,), of an RMSNorm on x, after which x is added to the result: x + mixer(norm(x)).
+        pre_eps: its epsilon.
 
     Returns:
-        y (B, M) and `past` in the dtypes they came in, and `h` in float32, or float64 if an argument is: the dtype
+        y (B, 1, M) and `past` in the dtypes they came in, and `h` in float32, or float64 if an argument is: the dtype
         that all is computed in.
     """
     dtype = precise(x, past, h, in_weight)
@@ -58,10 +63,11 @@ def mamba_step(
         tensor.to(dtype)
         for tensor in (x, past, h, in_weight, conv_weight, x_weight, dt_weight, dt_bias, A_log, D, out_weight)
     )
+    x_ = one_token.normed(x_[:, 0], pre_weight, pre_eps)
     b_in, b_conv, b_out = (bias if bias is None else bias.to(dtype) for bias in (in_bias, conv_bias, out_bias))
     u, z = F.linear(x_, W_in, b_in).chunk(2, -1)
     window = torch.cat([past_, u[:, None]], 1)
-    v = (window * W_conv.mT).sum(1)
+    v = (window * W_conv[:, 0].mT).sum(1)
     v = F.silu(v if b_conv is None else v + b_conv)
     low, B, C = F.linear(v, W_x).split([W_dt.shape[1], A_log.shape[1], A_log.shape[1]], -1)
     if inner_norm_eps is not None:
@@ -69,4 +75,4 @@ def mamba_step(
     dt = F.softplus(F.linear(low, W_dt, b_dt))
     h = torch.exp(dt[..., None] * -torch.exp(A_log)) * h + (dt * v)[..., None] * B[:, None]
     y = ((h @ C[..., None])[..., 0] + D * v) * F.silu(z)
-    return F.linear(y, W_out, b_out).to(x.dtype), window[:, 1:].to(past.dtype, copy=True), h
+    return one_token.added(F.linear(y, W_out, b_out), x, pre_weight), window[:, 1:].to(past.dtype, copy=True), h
