@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from altx_attention.attention import Attention, attend, build
+from altx_attention.attention import Attention, build
 from altx_attention.config import AttentionConfig
 from torch import Tensor
 
@@ -30,6 +30,11 @@ SETTINGS = {
     "window 1": {"window": 1},
     "window beyond the sequence": {"window": 30, "kv_heads": 1},
     "no positions": {"rotary": False},
+    "partly rotated, capped, scaled": {"rotary_fraction": 0.5, "softcap": 2.0, "scale": 0.7, "kv_heads": 2},
+    "sinks": {"sinks": True, "bias": True, "rotary": False},
+    "sinks in a window": {"sinks": True, "window": 5, "kv_heads": 1},
+    "normed heads, gated": {"heads": 8, "kv_heads": 4, "qk_norm": "head", "gate": True, "bias": True},
+    "normed width, windowed, capped": {"qk_norm": "width", "window": 3, "softcap": 1.5, "kv_heads": 2},
 }
 exactly = dict(atol=1e-10, rtol=1e-10)
 
@@ -103,22 +108,6 @@ def test_what_a_masked_token_holds_does_not_matter(layer: Attention) -> None:
     spoilt = x.masked_fill(~mask[..., None], float("nan"))
     for run in (lambda x: layer(x, Context(mask=mask)), lambda x: feed(layer, x, [0, 5, 12], Context(mask=mask))):
         torch.testing.assert_close(run(spoilt).y[mask], run(x).y[mask], **exactly)
-
-
-@torch.no_grad()
-def test_no_query_is_left_without_a_slot(layer: Attention, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some kernels give NaN where softmax has nothing to sum."""
-    masks = []
-
-    def spy(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
-        masks.append(visible)
-        return attend(q, k, v, visible)
-
-    monkeypatch.setattr("altx_attention.attention.attend", spy)
-    mask = torch.arange(LENGTH) >= torch.tensor([[2], [0], [LENGTH]])
-    layer(tokens(), Context(mask=mask))
-    feed(layer, tokens(), CUTS["chunks"], Context(mask=mask))
-    assert len(masks) == 4 and all(visible.any(-1).all() for visible in masks if visible.shape[-1])
 
 
 @torch.no_grad()
@@ -257,9 +246,9 @@ def test_gradients_through_mask_and_state_are_right(window: int | None) -> None:
         assert torch.autograd.gradcheck(function, tokens(2, 5).requires_grad_(), fast_mode=True)
 
 
-@pytest.mark.parametrize("rotary", [True, False])
-def test_every_parameter_gets_a_gradient(rotary: bool) -> None:
-    layer = make(bias=True, rotary=rotary)
+def test_every_parameter_gets_a_gradient(layer: Attention) -> None:
+    if layer.window == 1:
+        pytest.skip("where a token sees itself alone, nothing depends on its query and key")
     layer(tokens()).y.square().sum().backward()
     assert all(p.grad.abs().max() > 1e-6 for p in layer.parameters())
 

@@ -5,34 +5,47 @@ B rows, T queries, S slots (keys), H query heads, G key-value heads, D head widt
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from altx.context import Context
 from altx.errors import UnsupportedContext
 from altx.layer import FRESH, Layer, Output
+from altx.masking import real_first
 from altx.spec import BuildContext
 from altx.state import State
-from altx_attention.cache import GrowingCache, Slots, WindowCache
+from altx_attention.cache import GrowingCache, WindowCache
 from altx_attention.config import AttentionConfig
+from altx_attention.documents import places
+from altx_attention.initial import as_in_gpt2
+from altx_attention.kernels.softmax_attention import attention
+from altx_attention.norm import RMSNorm
 from altx_attention.rotary import angles, rotate
 
 
 class Attention(Layer):
-    """Multi-head attention (Vaswani et al. 2017, section 3.2) with grouped queries, rotary positions and a window.
-
-    Weights start as in GPT-2 (Radford et al. 2019, section 2.3): normal with std 0.02, that of the output divided by
-    the square root of the number of residual branches, here two per block; biases at 0.
+    """Multi-head attention (Vaswani et al. 2017, section 3.2), with what later models added to it.
 
     Args:
         dim: model width.
         heads: H.
         kv_heads: G (Ainslie et al. 2023); it divides H.
         head_dim: D.
-        rope_theta: base of the rotary wavelengths (Su et al. 2021), or None for no positions.
+        rotated: how many features of a head are turned by the token's position; 0 for no positions.
+        rope_theta: base of the rotary wavelengths (Su et al. 2021).
         window: a token sees itself and the window - 1 real tokens before it, and without `ctx.causal` as many
             after it; None for all.
+        scale: of the scores; None for D ** -0.5.
+        softcap: bound of the scores (Gemma Team 2024, arXiv:2408.00118, section 2); None for none.
+        sinks: whether each head learns a score that takes part in its softmax (OpenAI 2025, arXiv:2508.10925,
+            section 2.2).
+        qk_norm: "head": RMS norm of each head's queries and keys (Qwen3, arXiv:2505.09388); "width": of all heads' at
+            once (OLMo 2, arXiv:2501.00656); "none".
+        norm_eps: of that norm.
+        gate: whether the heads' outputs are gated by sigmoid of a projection of x, which is the second half of each
+            head's rows of q_proj (Qwen3-Next; Qiu et al. 2025, arXiv:2505.06708).
         bias: whether the projections have biases.
         num_layers: number of blocks in the model.
     """
@@ -44,26 +57,42 @@ class Attention(Layer):
         heads: int,
         kv_heads: int,
         head_dim: int,
-        rope_theta: float | None = 10000.0,
+        rotated: int,
+        rope_theta: float = 10000.0,
         window: int | None = None,
+        scale: float | None = None,
+        softcap: float | None = None,
+        sinks: bool = False,
+        qk_norm: Literal["none", "head", "width"] = "none",
+        norm_eps: float = 1e-6,
+        gate: bool = False,
         bias: bool = False,
         num_layers: int = 1,
     ) -> None:
         super().__init__()
         self.head_dim = head_dim
+        self.rotated = rotated
         self.rope_theta = rope_theta
         self.window = window
-        self.cache = WindowCache(kv_heads, head_dim, window) if window else GrowingCache(kv_heads, head_dim)
-        self.q_proj = nn.Linear(dim, heads * head_dim, bias=bias)
-        # Without rotation a bias of the keys adds the same to every score of a query, and softmax cancels it.
-        self.k_proj = nn.Linear(dim, kv_heads * head_dim, bias=bias and rope_theta is not None)
+        self.scale = scale
+        self.softcap = softcap
+        self.gate = gate
+        shape = kv_heads, head_dim
+        self.cache = WindowCache(window, k=shape, v=shape) if window else GrowingCache(k=shape, v=shape)
+        self.q_proj = nn.Linear(dim, heads * head_dim * (2 if gate else 1), bias=bias)
+        # What a bias of the keys alone adds to the scores of a query is the same for all slots, and softmax cancels it.
+        felt = bool(rotated) or softcap is not None or sinks or qk_norm != "none"
+        self.k_proj = nn.Linear(dim, kv_heads * head_dim, bias=bias and felt)
         self.v_proj = nn.Linear(dim, kv_heads * head_dim, bias=bias)
         self.o_proj = nn.Linear(heads * head_dim, dim, bias=bias)
-        for name, parameter in self.named_parameters():
-            if name.endswith("bias"):
-                nn.init.zeros_(parameter)
-            else:
-                nn.init.normal_(parameter, std=0.02 / (2 * num_layers) ** 0.5 if name == "o_proj.weight" else 0.02)
+        self.sinks = nn.Parameter(torch.empty(heads)) if sinks else None
+        as_in_gpt2(self, num_layers)
+        self.norms_heads = qk_norm == "head"
+        if qk_norm != "none":
+            self.q_norm: RMSNorm | None = RMSNorm(head_dim if self.norms_heads else heads * head_dim, norm_eps)
+            self.k_norm: RMSNorm | None = RMSNorm(head_dim if self.norms_heads else kv_heads * head_dim, norm_eps)
+        else:
+            self.q_norm = self.k_norm = None
 
     def init_state(
         self,
@@ -84,75 +113,42 @@ class Attention(Layer):
             )
         if not x.shape[1]:
             return Output(x, state)
-        if ctx.mask is not None:
-            # Whatever a masked token holds, NaN included, stays out of the sums over slots.
-            x = x.masked_fill(~ctx.mask[..., None], 0)
-        alike = state is None and ctx.mask is None and ctx.reset is None
-        # Rows that differ in nothing share their indices, and so one (1, T, T) mask.
-        index_BT = ctx.ranks(x[:1] if alike else x, state.seen if state else None)
-        q_BTHD, k_BTGD, v_BTGD = (
-            proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        if self.rope_theta is not None:
-            positions = index_BT if ctx.positions is None else ctx.positions
-            turn = angles(positions, self.head_dim, self.rope_theta, x.dtype)
-            q_BTHD, k_BTGD = rotate(q_BTHD, turn), rotate(k_BTGD, turn)
-        if alike and (self.window is None or x.shape[1] <= self.window):
-            return Output(self.o_proj(attend_all(q_BTHD, k_BTGD, v_BTGD, ctx.causal)))
-        document_BT = documents(
-            ctx, index_BT, self.cache.document(state) if state else index_BT.new_zeros(len(index_BT))
-        )
-        held_BT = document_BT if ctx.mask is None else document_BT.where(ctx.mask, -1)
-        slots = Slots(k_BTGD, v_BTGD, index_BT, held_BT)
+        tokens = real_first(x, ctx)
+        where = places(tokens, ctx, state.seen if state else None, self.cache.document(state) if state else None)
+        q, k, v, gate = self._projected(tokens.x, where.position)
+        document = slot_document = where.document
+        offset = None
         if state is not None:
-            state, slots = self.cache.extend(state, slots, ctx)
-        visible_BTS = visibility(index_BT, document_BT, slots, ctx.causal, self.window)
-        if ctx.mask is not None:
-            # Only a masked query can see nothing; let it see anything, since softmax over nothing is NaN.
-            visible_BTS = visible_BTS | ~visible_BTS.any(-1, keepdim=True)
-        return Output(self.o_proj(attend(q_BTHD, slots.k, slots.v, visible_BTS)), state)
+            assert document is not None
+            state, slots = self.cache.extend(state, {"k": k, "v": v}, document, tokens.mask, donated=ctx.donate_state)
+            k, v = (slots.leaves[name].to(q.dtype) for name in ("k", "v"))
+            slot_document, offset = slots.document, slots.offset
+        elif tokens.mask is not None and not ctx.causal:
+            document = where.index.expand(len(x), -1) * 0 if document is None else document
+            slot_document = document.where(tokens.mask, -1)
+        y = attention(
+            q, k, v, causal=ctx.causal, window=self.window, offset=offset, document=document,
+            slot_document=slot_document, scale=self.scale, softcap=self.softcap, sinks=self.sinks,
+        ).flatten(2)  # fmt: skip
+        if gate is not None:
+            y = y * torch.sigmoid(gate)
+        return Output(tokens.restore(self.o_proj(y)), state)
 
-
-def documents(ctx: Context, index_BT: Tensor, current_B: Tensor) -> Tensor:
-    """(B, T) index of the first token of each token's document; `current_B` is where the open ones start."""
-    start_BT = current_B[:, None].expand_as(index_BT)
-    if ctx.reset is None:
-        return start_BT
-    first_BT = ctx.reset if ctx.mask is None else ctx.reset & ctx.mask
-    return index_BT.where(first_BT, start_BT).cummax(1).values
-
-
-def visibility(index_BT: Tensor, document_BT: Tensor, slots: Slots, causal: bool, window: int | None) -> Tensor:
-    """(B, T, S) bool: which slots a query sees: of its own document, not after it if causal, within the window."""
-    query, slot = index_BT[:, :, None], slots.index[:, None]
-    visible = document_BT[:, :, None] == slots.document[:, None]
-    if causal:
-        visible = visible & (slot <= query)
-    if window is not None:
-        visible = visible & (slot > query - window)
-        if not causal:
-            visible = visible & (slot < query + window)
-    return visible
-
-
-def attend_all(q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor, causal: bool) -> Tensor:
-    """Attention within one whole sequence: (B, T, H * D)."""
-    q, k, v = (t.transpose(1, 2) for t in (q_BTHD, k_BTGD, v_BTGD))
-    y = F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1])
-    return y.transpose(1, 2).flatten(2)
-
-
-def attend(q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, visible_BTS: Tensor) -> Tensor:
-    """Attention to the visible slots: (B, T, H * D).
-
-    The H / G query heads of a key-value head are laid end to end as its queries, so that no kernel copies keys.
-    """
-    _, count, heads, _ = q_BTHD.shape
-    groups = k_BSGD.shape[2]
-    q = q_BTHD.unflatten(2, (groups, -1)).permute(0, 2, 3, 1, 4).flatten(2, 3)
-    k, v = (t.to(q.dtype).transpose(1, 2) for t in (k_BSGD, v_BSGD))
-    y = F.scaled_dot_product_attention(q, k, v, visible_BTS.repeat(1, heads // groups, 1)[:, None])
-    return y.unflatten(2, (-1, count)).permute(0, 3, 1, 2, 4).flatten(2)
+    def _projected(self, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """q (B, T, H, D), k and v (B, T, G, D), and the gate (B, T, H * D)."""
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x).unflatten(-1, (-1, self.head_dim))
+        gate = None
+        if self.gate:
+            q, gate = (t.flatten(2) for t in q.unflatten(-1, (-1, 2 * self.head_dim)).chunk(2, -1))
+        if not self.norms_heads and self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = (t.unflatten(-1, (-1, self.head_dim)) for t in (q, k))
+        if self.norms_heads and self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.rotated:
+            turn = angles(position, self.rotated, self.rope_theta, x.dtype)
+            q, k = rotate(q, turn), rotate(k, turn)
+        return q, k, v, gate
 
 
 def build(config: AttentionConfig, ctx: BuildContext) -> Attention:
@@ -161,8 +157,15 @@ def build(config: AttentionConfig, ctx: BuildContext) -> Attention:
         heads=config.heads,
         kv_heads=config.kv_heads or config.heads,
         head_dim=config.width(ctx.dim),
-        rope_theta=config.rope_theta if config.rotary else None,
+        rotated=config.rotated(ctx.dim),
+        rope_theta=config.rope_theta,
         window=config.window,
+        scale=config.scale,
+        softcap=config.softcap,
+        sinks=config.sinks,
+        qk_norm=config.qk_norm,
+        norm_eps=config.norm_eps,
+        gate=config.gate,
         bias=config.bias,
         num_layers=ctx.num_layers,
     )

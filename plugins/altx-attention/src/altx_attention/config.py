@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -20,11 +20,24 @@ class AttentionConfig(Config):
     head_dim: int | None = Field(None, gt=0, description="width of a head; default: model width / heads")
     rotary: bool = Field(True, description="rotate queries and keys by their position; without it, no positions")
     rope_theta: float = Field(10000.0, gt=0, description="base of the rotary wavelengths")
+    rotary_fraction: float = Field(1.0, gt=0, le=1, description="part of each head's features that is rotated")
     window: int | None = Field(
         None, gt=0, description="a token sees itself and the window - 1 real tokens before it; default: all before it"
     )
+    scale: float | None = Field(
+        None, gt=0, description="what products of queries and keys are multiplied by; default: head_dim ** -0.5"
+    )
+    softcap: float | None = Field(
+        None, gt=0, description="scores are bent to stay below it, softcap * tanh(score / softcap) (Gemma 2)"
+    )
+    sinks: bool = Field(False, description="each head learns a score that takes part in its softmax (gpt-oss)")
+    qk_norm: Literal["none", "head", "width"] = Field(
+        "none", description="RMS norm of queries and keys: of each head (Qwen3, Gemma 3), or of all at once (OLMo 2)"
+    )
+    norm_eps: float = Field(1e-6, gt=0, description="added to the mean square by qk_norm")
+    gate: bool = Field(False, description="a sigmoid gate on what the heads return (Qwen3-Next); doubles q_proj")
     bias: bool = Field(
-        False, description="biases on the projections (on that of the keys only with rotary: else softmax cancels it)"
+        False, description="biases on the projections (on that of the keys only where softmax does not cancel it)"
     )
 
     @model_validator(mode="after")
@@ -34,15 +47,36 @@ class AttentionConfig(Config):
             raise ValueError(
                 f"kv_heads {self.kv_heads} does not divide heads {self.heads}; use kv_heads {_or(divisors)}"
             )
-        if self.rotary and self.head_dim and self.head_dim % 2:
+        if self.head_dim:
+            if self.rotary and self.head_dim % 2:
+                raise ValueError(
+                    f"rotary needs an even head_dim, not {self.head_dim}; use head_dim {self.head_dim + 1}, "
+                    "or rotary false"
+                )
+            self._check_fraction(self.head_dim)
+        if not self.rotary and self.rotary_fraction != 1:
             raise ValueError(
-                f"rotary needs an even head_dim, not {self.head_dim}; use head_dim {self.head_dim + 1}, or rotary false"
+                "rotary_fraction is of no use without rotary; leave it out for no positions at all, or use rotary true"
             )
         return self
+
+    def _check_fraction(self, head_dim: int) -> None:
+        turned = self.rotary_fraction * head_dim
+        if self.rotary and (abs(turned - round(turned)) > 1e-6 or round(turned) % 2):
+            lower = max(2, int(turned // 2) * 2)
+            usable = sorted({n / head_dim for n in (lower, lower + 2) if n <= head_dim})
+            raise ValueError(
+                f"rotary_fraction {self.rotary_fraction:g} of head_dim {head_dim} is {turned:g} features, which turn "
+                f"in pairs; use rotary_fraction {' or '.join(f'{n:g}' for n in usable)}"
+            )
 
     def width(self, dim: int) -> int:
         """Width of a head at model width `dim`."""
         return self.head_dim or dim // self.heads
+
+    def rotated(self, dim: int) -> int:
+        """How many features of a head are rotated at model width `dim`."""
+        return round(self.rotary_fraction * self.width(dim)) if self.rotary else 0
 
     def fit(self, dim: int) -> None:
         if self.head_dim:
@@ -53,6 +87,7 @@ class AttentionConfig(Config):
         elif dim // self.heads % even:
             problem = f"rotary needs an even head_dim, and dim {dim} / heads {self.heads} is {dim // self.heads}"
         else:
+            self._check_fraction(dim // self.heads)
             return
         usable = [n for n in range(1, dim + 1) if dim % (n * even) == 0 and n % (self.kv_heads or 1) == 0]
         nearest = [n for n in usable if n < self.heads][-1:] + [n for n in usable if n > self.heads][:1]

@@ -1,4 +1,4 @@
-"""Rotary position embedding (Su et al. 2021), in the half-split layout of GPT-NeoX and Llama."""
+"""Rotary position embedding (Su et al. 2021)."""
 
 from __future__ import annotations
 
@@ -6,21 +6,25 @@ import torch
 from torch import Tensor
 
 
-def angles(positions_BT: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> Tensor:
-    """Angle of each pair of features: position * theta^(-2i / head_dim), i < head_dim / 2.
+def angles(positions_BT: Tensor, width: int, theta: float, dtype: torch.dtype) -> Tensor:
+    """Angle of each pair of features: position * theta^(-2i / width), i < width / 2.
 
     Su et al. 2021, equation 15. In float32, or float64 where `dtype` is.
 
     Returns:
-        (B, T, head_dim / 2).
+        (B, T, width / 2).
     """
     dtype = torch.promote_types(dtype, torch.float32)
-    exponent = torch.arange(0, head_dim, 2, device=positions_BT.device).to(dtype) / head_dim
+    exponent = torch.arange(0, width, 2, device=positions_BT.device).to(dtype) / width
     return positions_BT[..., None].to(dtype) * theta**-exponent
 
 
 def rotate(x_BTHD: Tensor, angles_BTE: Tensor) -> Tensor:
-    """Turn feature i and feature i + D/2 of every head, as a plane, by angle i; equation 34 in the half-split order."""
+    """Turn the first 2 E features of every head by E angles; the others stay.
+
+    Features i and i + E are a plane, as in GPT-NeoX and Llama; equation 34 in that order.
+    """
     cos, sin = angles_BTE.cos()[:, :, None], angles_BTE.sin()[:, :, None]
-    a, b = x_BTHD.chunk(2, -1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(x_BTHD.dtype)
+    width = angles_BTE.shape[-1]
+    a, b, *rest = x_BTHD.split([width, width, *[x_BTHD.shape[-1] - 2 * width] * (x_BTHD.shape[-1] > 2 * width)], -1)
+    return torch.cat([(a * cos - b * sin).to(x_BTHD.dtype), (b * cos + a * sin).to(x_BTHD.dtype), *rest], -1)
