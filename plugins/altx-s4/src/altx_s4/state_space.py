@@ -105,7 +105,9 @@ def backwards(batch: RealFirst, x: Tensor, **system: Tensor | None) -> Tensor:
     return reverse(y, batch.mask)
 
 
-def both_ways(batch: RealFirst, state: Tensor | None, systems: list[dict[str, Tensor]], D: Tensor) -> tuple[Tensor, Tensor]:
+def both_ways(
+    batch: RealFirst, state: Tensor | None, systems: list[dict[str, Tensor]], D: Tensor
+) -> tuple[Tensor, Tensor]:
     """Each channel through its state space, and through a second one that sees what comes after the token.
 
     Args:
