@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -67,6 +69,11 @@ REFUSED: list[tuple[dict, type[AltxError], str]] = [
         {"mixer": "whole"},
         CompositionError,
         "blocks[0].sublayers[0].mixer: mixer 'whole' of toy-plugin unknown lets a token see later",
+    ),
+    (
+        {"mixer": "whole", "memory": "notebook", "causal": False, **VECTORS},
+        CompositionError,
+        "mixer: mixer 'whole' of toy-plugin unknown looks both ways, and what it is composed with here only backwards",
     ),
     ({"mixer": "average", "router": "seer"}, CompositionError, "looks at the whole sequence to route a token"),
     (
@@ -234,6 +241,16 @@ def test_bounds_of_packed_sequences_must_cover_the_tokens(toy: Registry, bounds:
     model = compose({"mixer": "average", "dim": 16}, plugins=toy)
     with pytest.raises(UnsupportedContext, match="must rise from 0 to the 6 tokens"):
         model(torch.zeros(1, 6, dtype=torch.int64), Context(cu_seqlens=torch.tensor(bounds, dtype=torch.int64)))
+
+
+def test_the_longest_of_packed_sequences_counts_against_the_longest_that_is_accepted(toy: Registry) -> None:
+    model = compose({"mixer": "average", "dim": 16}, plugins=toy)
+    model.capabilities = replace(model.capabilities, max_len=4)
+    text = torch.zeros(1, 6, dtype=torch.int64)
+    assert model(text, Context(cu_seqlens=torch.tensor([0, 4, 6]))).y.shape[1] == 6
+    for ctx, longest in ((Context(cu_seqlens=torch.tensor([0, 5, 6])), 5), (Context(), 6)):
+        with pytest.raises(UnsupportedContext, match=f"{longest} tokens are more than the 4 that"):
+            model(text, ctx)
 
 
 def test_a_state_of_another_batch_is_refused(toy: Registry) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from altx.context import Context
 from altx.layout import append, compaction, repack, reverse, take, unpack
+from altx.masking import by_document
 
 
 def test_compaction_keeps_order_and_comes_back() -> None:
@@ -50,3 +52,14 @@ def test_append_in_place_reuses_the_buffer() -> None:
         out = append(buffer, torch.ones(1, 1, 1), torch.tensor([2]), mask, in_place=True)
         assert out.data_ptr() == buffer.data_ptr()
         assert buffer[0, :, 0].tolist() == [0, 0, 1]
+
+
+def test_documents_become_rows_and_come_back() -> None:
+    x = torch.arange(1, 13).reshape(2, 6)
+    reset = torch.tensor([[0, 0, 1, 0, 0, 1], [1, 0, 1, 0, 0, 0]]).bool()
+    mask = torch.tensor([[1, 1, 1, 0, 1, 1], [1, 1, 0, 1, 1, 1]]).bool()
+    documents = by_document(x, Context(mask=mask, reset=reset))
+    rows = [row[real].tolist() for row, real in zip(documents.x, documents.mask, strict=True)]
+    assert rows == [[1, 2], [3, 5], [6], [7, 8, 10, 11, 12]]  # a reset at a masked token means nothing
+    assert torch.equal(documents.restore(documents.x), x)
+    assert by_document(x[:0], Context(reset=reset[:0])).x.shape[0] == 0

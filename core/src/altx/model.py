@@ -125,7 +125,10 @@ class Model(Component):
             raise UnsupportedContext(f"{self._culprits('graph', caps.graph)} {what}")
         if caps.max_len is not None:
             seen = state.tokens if state else None
-            total = inputs.shape[1] + (int(seen.max()) if seen is not None and len(seen) else 0)
+            longest = inputs.shape[1]
+            if ctx.cu_seqlens is not None and len(ctx.cu_seqlens) > 1:
+                longest = int(ctx.cu_seqlens.diff().max())
+            total = longest + (int(seen.max()) if seen is not None and len(seen) else 0)
             if total > caps.max_len:
                 who = self._culprits("max_len", caps.max_len)
                 raise UnsupportedContext(f"{total} tokens are more than the {caps.max_len} that {who} accepts")

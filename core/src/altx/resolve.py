@@ -321,6 +321,12 @@ class _Resolver:
             )
         if self.config.causal or branch.capabilities.bidirectional:
             return branch
+        if not branch.capabilities.causal:
+            raise CompositionError(
+                f"{part.path}: {part} looks both ways, and what it is composed with here only backwards, so they "
+                "cannot be run together in either direction",
+                hint="give each a sublayer of its own" if branch.memory else "use a router that looks both ways, too",
+            )
         self.once(part, ("residual",), "it is run in both directions")
         self.note(f"{part} looks only backwards: the encoder runs two of it, one in each direction")
         return Branch(

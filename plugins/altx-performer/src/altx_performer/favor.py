@@ -33,7 +33,7 @@ def products(x_BTHD: Tensor, features: Tensor) -> Tensor:
     scale: float = x_BTHD.shape[-1] ** -0.25
     scaled = features.mT.to(x_BTHD.dtype) * scale
     product: Tensor = x_BTHD.flatten(1, 2) @ scaled
-    return product.unflatten(1, x_BTHD.shape[1:3])
+    return product.view(*x_BTHD.shape[:3], -1)
 
 
 def exponents(k_BTHD: Tensor, features: Tensor, mask: Tensor | None) -> Tensor:

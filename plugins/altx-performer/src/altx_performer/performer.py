@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from altx.context import Context
 from altx.errors import UnsupportedContext
 from altx.layer import FRESH, Layer, Output, StepInfo, advanced
-from altx.layout import repack, unpack
-from altx.masking import real_first
+from altx.masking import by_document, real_first
 from altx.pieces import in_pieces
 from altx.spec import BuildContext
 from altx.state import Leaf, State
@@ -131,7 +130,8 @@ class Performer(Layer):
         if not x.shape[1]:
             return Output(x)
         if ctx.reset is not None:
-            return Output(self._documents(x, ctx))
+            rows = by_document(x, ctx)
+            return Output(rows.restore(self(rows.x, Context(causal=False, mask=rows.mask)).y))
         mask = ctx.mask
         if mask is not None:
             # Whatever a masked token holds, NaN included, stays out of every sum.
@@ -145,20 +145,6 @@ class Performer(Layer):
                 qf, kf = favor.whole_features(q, k, features, mask)
             y = favor.summed(qf, kf, v)
         return Output(self._out(y, x))
-
-    def _documents(self, x: Tensor, ctx: Context) -> Tensor:
-        """Each document, from one reset to the next, as a row of its own."""
-        assert ctx.reset is not None
-        first = ctx.reset if ctx.mask is None else ctx.reset & ctx.mask
-        first = first.index_fill(1, first.new_zeros(1, dtype=torch.int64), True).flatten()
-        bounds = torch.cat([first.nonzero().flatten(), first.new_full((1,), len(first), dtype=torch.int64)])
-        rows, there = unpack(x.flatten(0, 1)[None], bounds)
-        mask = there
-        if ctx.mask is not None:
-            mask = there & unpack(ctx.mask.flatten()[None], bounds)[0]
-        y = self._both_ways(rows, Context(causal=False, mask=mask), None).y
-        whole: Tensor = repack(y, there)[0].unflatten(0, x.shape[:2])
-        return whole
 
     def _projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values (B, T, H, D), in float32 at least."""
