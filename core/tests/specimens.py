@@ -12,6 +12,7 @@ from altx.capabilities import Capabilities, RouterCapabilities
 from altx.compose import build
 from altx.config import ModelConfig
 from altx.context import Context
+from altx.errors import UnsupportedContext
 from altx.layer import FRESH, Layer, Output, advanced
 from altx.model import Model
 from altx.resolve import Blueprint, resolve
@@ -198,6 +199,64 @@ class DetachesState(MovingAverage):
         return replace(out, y=out.y.detach() * 0.5 + out.y * 0.5)
 
 
+class SumsNeighbours(MovingAverage):
+    """Right: adds the inputs at the other ends of a token's edges."""
+
+    capabilities = replace(MovingAverage.capabilities, graph="optional")
+
+    def forward(self, x: Tensor, ctx: Context = FRESH, state: State | None = None) -> Output:
+        out = super().forward(x, ctx, state)
+        if ctx.graph is None:
+            return out
+        self.check(x, ctx)
+        source, target = ctx.graph.edge_index
+        if ctx.mask is not None:
+            both = ctx.mask.flatten()[ctx.graph.edge_index].all(0)
+            source, target = source[both], target[both]
+        nodes = x.flatten(0, 1)
+        return replace(out, y=out.y + torch.zeros_like(nodes).index_add(0, target, nodes[source]).view_as(x))
+
+    def check(self, x: Tensor, ctx: Context) -> None:
+        assert ctx.graph
+        source, target = ctx.graph.edge_index
+        count, length = x.shape[0] * x.shape[1], x.shape[1]
+        outside = (ctx.graph.edge_index < 0) | (ctx.graph.edge_index >= count)
+        if outside.any() or (source // length != target // length).any() or (ctx.causal and (source > target).any()):
+            raise UnsupportedContext("a bad edge")
+
+
+class NeedsNeighbours(SumsNeighbours):
+    """Right: will not work without a graph."""
+
+    capabilities = Capabilities(streaming="none", graph="required", compiles=False)  # it looks at values to refuse
+
+    def forward(self, x: Tensor, ctx: Context = FRESH, state: State | None = None) -> Output:
+        assert ctx.graph is not None
+        return super().forward(x, ctx, state)
+
+
+class IgnoresGraph(MovingAverage):
+    """Declares that it reads a graph, and does not."""
+
+    capabilities = SumsNeighbours.capabilities
+
+
+class SeesMaskedNeighbours(SumsNeighbours):
+    """Sums over edges from masked tokens too."""
+
+    def forward(self, x: Tensor, ctx: Context = FRESH, state: State | None = None) -> Output:
+        out = super().forward(x, ctx.replace(graph=None), state)
+        edges = super().forward(x, ctx.replace(mask=None))
+        return replace(out, y=out.y + edges.y - super().forward(x, ctx.replace(mask=None, graph=None)).y)
+
+
+class TakesAnyEdge(SumsNeighbours):
+    """Looks at no edge."""
+
+    def check(self, x: Tensor, ctx: Context) -> None:
+        pass
+
+
 class CountingRouter(Router):
     """Top-1 by a linear gate; counts load over all tokens, padding included."""
 
@@ -257,5 +316,8 @@ SPECIMENS = {
     "declared (export)": ClaimsAnExport,
     "growth (linear)": OverstatesGrowth,
     "gradcheck": DetachesState,
+    "graph": IgnoresGraph,
+    "graph (masked)": SeesMaskedNeighbours,
+    "graph-refused": TakesAnyEdge,
 }
 """The check that each must fail, and no other."""

@@ -11,6 +11,7 @@ from altx.errors import ConfigError
 from altx.layer import FRESH
 from altx.testing import CHECKS, Result, check_component, run
 from altx.testing.case import Subject
+from altx.testing.graphs import Chained
 from altx.testing.partners import MovingAverage
 
 
@@ -23,6 +24,8 @@ def test_a_right_mixer_passes_every_check() -> None:
     assert failed(results) == [], [r for r in results if r.status == "failed"]
     assert {r.check for r in results if r.status == "skipped"} == {
         "scan",
+        "graph",
+        "graph-refused",
         "initialisation",
         "optimizer-options",
         "meta-build",
@@ -34,6 +37,15 @@ def test_a_specimen_fails_exactly_its_check(check: str) -> None:
     layer = specimens.SPECIMENS[check]
     results = run(Subject(layer.__name__, lambda: layer(specimens.DIM)))
     assert failed(results) == [check.partition(" ")[0]], [r for r in results if r.status == "failed"]
+
+
+@pytest.mark.parametrize("needed", [False, True])
+def test_a_right_reader_of_graphs_passes_every_check(needed: bool) -> None:
+    layer = specimens.NeedsNeighbours if needed else specimens.SumsNeighbours
+    build = (lambda: Chained(layer(specimens.DIM))) if needed else (lambda: layer(specimens.DIM))
+    results = run(Subject("graph", build))
+    assert failed(results) == [], [r for r in results if r.status == "failed"]
+    assert {r.status for r in results if r.check.startswith("graph")} == {"passed"}
 
 
 def test_a_mixer_that_honestly_takes_no_mask_passes() -> None:

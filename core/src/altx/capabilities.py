@@ -18,7 +18,7 @@ Rollback = Literal["crop", "snapshot", "none"]
 
 @dataclass(frozen=True, kw_only=True)
 class Capabilities:
-    """Promises of a layer. `altx check` tests them, as far as the shape of a promise allows: not `cross`, `graph`,
+    """Promises of a layer. `altx check` tests them, as far as the shape of a promise allows: not `cross`,
     `accepts_kv`, `max_len` and `includes`, which say what a composition may do with the layer.
 
     Args:

@@ -17,3 +17,6 @@ test_graph_transformer_gated = conformance("graph-transformer", config={"beta": 
 test_gps = conformance("gps")
 test_gps_block = conformance("gps", config={"block": True, "local": "gat"})
 test_gps_batch_norm = conformance("gps", config={"block": True, "norm": "batch"})
+test_gcn_supplied = conformance("gcn", config={"graph": "supplied"})
+test_gat_supplied = conformance("gat", config={"graph": "supplied"})
+test_gps_supplied = conformance("gps", config={"graph": "supplied", "block": True})

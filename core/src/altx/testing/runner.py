@@ -21,13 +21,13 @@ from altx.resolve import ATTACH_CLASSES, Blueprint, Part, resolve, resolve_part
 from altx.routed import Routed
 from altx.router import Router
 from altx.spec import BuildContext, MemorySpec
-from altx.testing import basics, batching, learning, memories, streaming
+from altx.testing import basics, batching, graphs, learning, memories, streaming
 from altx.testing.case import Case, Subject
 from altx.testing.check import REGISTERED, Check, Failure, ordered
 from altx.testing.partners import MovingAverage
 from altx.testing.result import Result
 
-assert basics and streaming and batching and memories and learning, "importing a module registers its checks"
+assert basics and streaming and batching and graphs and memories and learning, "importing a module registers its checks"
 
 DIMS = (16, 24, 32, 48, 64, 96, 128, 256)
 """Widths to try; the first that the component accepts is used."""
@@ -85,17 +85,19 @@ def _layer_subjects(name: str, part: Part, dim: int, ref: ComponentRef, plugins:
     for causal in (True, False):
         if not (part.capabilities.causal if causal else part.capabilities.bidirectional):
             continue
+        label = name if causal else f"{name}[encoder]"
+        if part.capabilities.graph == "required":
+            found.append(_graph_subject(label, part, dim, causal))
+            continue
         blueprint = _blueprint(body, dim, causal, plugins)
-        found.append(
-            Subject(
-                name if causal else f"{name}[encoder]",
-                _builder(blueprint),
-                dim,
-                causal,
-                blueprint,
-            )
-        )
+        found.append(Subject(label, _builder(blueprint), dim, causal, blueprint))
     return found
+
+
+def _graph_subject(label: str, part: Part, dim: int, causal: bool) -> Subject:
+    """A layer that needs a graph by itself: a model of it would need one in every call."""
+    ctx = BuildContext(dim=dim, num_layers=2)
+    return Subject(label, lambda: graphs.Chained(build_part(part, ctx, Layer)), dim, causal)
 
 
 def _builder(blueprint: Blueprint) -> Callable[[], Layer]:
