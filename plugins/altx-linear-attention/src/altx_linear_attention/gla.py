@@ -68,7 +68,9 @@ class GLA(Recurrent):
         down, up = nn.Linear(dim, gate_rank, bias=False), nn.Linear(gate_rank, keys)
         self.gk_proj = nn.Sequential(down, up)
         self.o_proj = nn.Linear(values, dim, bias=False)
-        self.g_norm_swish_gate = GatedNorm(values // heads, eps=norm_eps)
+        # fla has two names for it.
+        self.g_norm_swish_gate = GatedNorm(values // heads, eps=norm_eps) if output_gate else None
+        self.g_norm = None if output_gate else GatedNorm(values // heads, eps=norm_eps)
         # As in the authors' code; all other weights start as torch's do.
         for layer in (self.q_proj, self.k_proj, down, up):
             nn.init.xavier_uniform_(layer.weight, gain=2**-2.5)
@@ -88,8 +90,9 @@ class GLA(Recurrent):
         o, after["kv"] = linear_recurrence(
             q, real(k, batch), v, real(g, batch), initial_state=state["kv"] if state else None, reset=batch.reset
         )
-        gate = None if self.g_proj is None else self.g_proj(batch.x)
-        return self.o_proj(self.g_norm_swish_gate(o, gate)), after
+        normed = self.g_norm(o) if self.g_proj is None else self.g_norm_swish_gate(o, self.g_proj(batch.x))
+        y: Tensor = self.o_proj(normed)
+        return y, after
 
     def _log_decay(self, batch: RealFirst) -> Tensor:
         """log a (B, T, H K), in float32 at least."""
