@@ -1,0 +1,214 @@
+"""Softmax attention between slots that are near each other, for all rounds of hashing together.
+
+P pairs of row and head, T tokens, R rounds, S slots, D head width, b block, w = reach + b window.
+
+The rounds' results, weighted by their shares of the normaliser (section 2 of the paper, equation 6 of its appendix), are
+one softmax over all slots that a token sees in any round. So one normaliser per token is all that the backward pass needs: scores are computed again, piece by piece, and memory stays linear in T.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from altx_reformer.order import Order
+
+SELF = -5e4
+"""Score of a token with itself: it counts only where there is nothing else to see. That of reformer-pytorch."""
+HIDDEN = -1e30
+"""Score of what is not seen; finite, so that a row that sees nothing is not NaN."""
+
+PIECE = {"cpu": 1 << 20}
+"""Scores held at a time, so that they fit into the cache; elsewhere as many as ELSEWHERE."""
+ELSEWHERE = 1 << 27
+
+
+def attend(q_PTD: Tensor, k_PTD: Tensor, v_PTD: Tensor, order: Order) -> Tensor:
+    """Attention of q to k and v in the given order: (P, T, D). Scores are q . k as they are.
+
+    A token that is in no slot that asks gets some finite numbers.
+    """
+    y: Tensor = _Attend.apply(q_PTD, k_PTD, v_PTD, order)  # type: ignore[no-untyped-call]
+    return y
+
+
+class _Sorted:
+    """Some pairs' order as indices into flat tables of their tokens and slots."""
+
+    def __init__(self, order: Order, pairs: slice, length: int) -> None:
+        tokens = order.tokens[pairs]
+        self.count, self.length = tokens.shape[0], length
+        base = torch.arange(self.count, device=tokens.device)[:, None]
+        # An empty slot shows some token; nobody looks.
+        self.rows = (tokens.clamp(min=0) + base * length).flatten()
+        self.lead = order.reach
+        self.answers = self.front(self.rows)
+        self.slots = (order.slots[pairs].flatten(1) + base * tokens.shape[1]).reshape(-1, order.slots.shape[2])
+        self.asks = order.asks[pairs].flatten()
+        low = None if order.low is None else order.low[pairs] + base * tokens.shape[1]
+        self.block, self.window = order.block, order.reach + order.block
+        self.order = order
+        self.tokens = tokens.flatten()
+        self.seen = None if order.band else self.windows(self.front(self.tokens))
+        self.kind = None if order.kind is None else order.kind[pairs].flatten()
+        self.kinds = None if self.kind is None else self.windows(self.front(self.kind))
+        self.blocks = self.rows.shape[0] // self.block
+        self.low: Tensor | None = None
+        if low is not None:
+            # As a column of the query's window, which begins `reach` slots before its block.
+            begin = torch.arange(self.blocks, device=low.device)[:, None] * self.block - order.reach
+            self.low = (low.reshape(-1, self.block) - begin)[..., None]
+        self.columns = torch.arange(self.window, device=tokens.device)
+        self.bias: Tensor | None = None
+
+    def front(self, x: Tensor) -> Tensor:
+        """x (S, ...) with `reach` more slots in front, for the first window; what is there does not count."""
+        need = self.lead
+        copies = -(-need // max(x.shape[0], 1))
+        return torch.cat([x.repeat(copies, *[1] * (x.dim() - 1))[-need:], x])
+
+    def windows(self, x: Tensor) -> Tensor:
+        """The windows (blocks, w, ...) of x (reach + S, ...), which overlap in memory."""
+        step = x.stride(0)
+        count = (x.shape[0] - self.lead) // self.block
+        return x.as_strided((count, self.window, *x.shape[1:]), (self.block * step, step, *x.stride()[1:]))
+
+    def pieces(self) -> Iterator[slice]:
+        """The blocks, as many at a time as there should be scores in memory."""
+        budget = PIECE.get(self.rows.device.type, ELSEWHERE)
+        step = max(budget // (self.block * self.window), 1)
+        for start in range(0, self.blocks, step):
+            yield slice(start, min(start + step, self.blocks))
+
+    def hide(self, scores: Tensor, piece: slice) -> Tensor:
+        """Scores (n, b, w) of a piece, in place: what a query does not see, and itself as a last resort."""
+        own = torch.arange(self.block, device=scores.device)[:, None] + self.lead
+        if self.order.band:
+            if self.bias is None:
+                ahead = torch.zeros(self.block, self.window, dtype=scores.dtype, device=scores.device)
+                self.bias = ahead.masked_fill_(self.columns > own, HIDDEN).masked_fill_(self.columns == own, SELF)
+            assert self.low is not None
+            scores += self.bias
+            # Everything further back than `reach` is outside of the window, or left of this.
+            reach = torch.maximum(self.low[piece], own - self.lead)
+            return scores.masked_fill_(self.columns < reach, HIDDEN)
+        assert self.seen is not None
+        seen, mine = self.seen[piece, None], self.tokens.reshape(-1, self.block, 1)[piece]
+        scores.masked_fill_(seen == mine, SELF)
+        hidden = seen < 0
+        if self.order.causal:
+            hidden = hidden | (seen > mine)
+        if self.kind is not None and self.kinds is not None:
+            hidden = hidden | (self.kinds[piece, None] != self.kind.reshape(-1, self.block, 1)[piece])
+        return scores.masked_fill_(hidden, HIDDEN)
+
+    def gather(self, x_PTD: Tensor, index: Tensor) -> Tensor:
+        """Rows of these pairs' x at flat indices."""
+        return x_PTD.reshape(-1, x_PTD.shape[-1]).index_select(0, index)
+
+    def sum_rounds(self, x: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Sum of each token's slots of x (S, D), weighted by (tokens, R): (pairs, T, D)."""
+        y = F.embedding_bag(self.slots, x, mode="sum", per_sample_weights=weights)
+        return y.reshape(self.count, self.length, -1)
+
+
+def _groups(order: Order) -> Iterator[slice]:
+    """Pairs that are worked on together."""
+    pairs, slots = order.tokens.shape
+    budget = PIECE.get(order.tokens.device.type, ELSEWHERE)
+    step = min(max(budget // max(slots * (order.reach + order.block), 1), 1), max(pairs, 1))
+    for start in range(0, pairs, step):
+        yield slice(start, min(start + step, pairs))
+
+
+class _Attend(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, order: Order) -> Tensor:
+        y, top, total = torch.empty_like(q), *q.new_empty(2, *q.shape[:2])
+        both = torch.cat([k, v], -1)
+        for pairs in _groups(order):
+            y[pairs], top[pairs], total[pairs] = _forward(q[pairs], both[pairs], _Sorted(order, pairs, q.shape[1]))
+        ctx.save_for_backward(q, both, y, top, total)
+        ctx.order = order
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        q, both, y, top, total = ctx.saved_tensors
+        dq, d_both = torch.empty_like(q), torch.empty_like(both)
+        share = (dy * y).sum(-1)
+        for pairs in _groups(ctx.order):
+            place = _Sorted(ctx.order, pairs, q.shape[1])
+            told = dy[pairs], top[pairs], total[pairs], share[pairs]
+            dq[pairs], d_both[pairs] = _backward(q[pairs], both[pairs], *told, place)
+        dk, dv = d_both.chunk(2, -1)
+        return dq, dk, dv, None
+
+
+def _forward(q: Tensor, both: Tensor, place: _Sorted) -> tuple[Tensor, Tensor, Tensor]:
+    """Outputs (P, T, D), each token's largest score, and the sum of exp(score - largest), both (P, T).
+
+    They stay apart: next to a largest score of SELF, float32 would lose the logarithm of the sum.
+    """
+    width = q.shape[-1]
+    asked = place.gather(q, place.rows).reshape(-1, place.block, width)
+    k, v = place.windows(place.gather(both, place.answers)).chunk(2, -1)
+    y, top, total = torch.empty_like(asked), *q.new_empty(2, place.blocks, place.block, 1)
+    for piece in place.pieces():
+        scores = place.hide(torch.bmm(asked[piece], k[piece].transpose(1, 2)), piece)
+        top[piece] = scores.amax(-1, keepdim=True)
+        scores = scores.sub_(top[piece]).exp_()
+        total[piece] = scores.sum(-1, keepdim=True)
+        y[piece] = torch.bmm(scores, v[piece])
+    top, total = (t.flatten()[place.slots] for t in (top, total))
+    most = top.amax(-1, keepdim=True)
+    weights = (top - most).exp()
+    total = (weights * total).sum(-1, keepdim=True)
+    y = place.sum_rounds(y.reshape(-1, width), weights / total)
+    return y, most.reshape(place.count, -1), total.reshape(place.count, -1)
+
+
+def _backward(
+    q: Tensor, both: Tensor, dy: Tensor, top: Tensor, total: Tensor, share: Tensor, place: _Sorted
+) -> tuple[Tensor, Tensor]:
+    """Gradients of q (P, T, D) and of k and v side by side (P, T, 2 D)."""
+    width = q.shape[-1]
+    given, asked = (place.gather(t, place.rows).reshape(-1, place.block, width) for t in (dy, q))
+    k, v = place.windows(place.gather(both, place.answers)).chunk(2, -1)
+    # A slot that is not asked has no part in anything: its softmax is 0.
+    top, part, share = (t.flatten()[place.rows] for t in (top, total.reciprocal(), share))
+    top = top.masked_fill(~place.asks, -HIDDEN)
+    top, part, share = (t.reshape(-1, place.block, 1) for t in (top, part, share))
+    dq = torch.empty_like(asked)
+    d_both = q.new_zeros(place.answers.shape[0], 2 * width)
+    blocks = d_both.reshape(-1, place.block, 2 * width)
+    for piece in place.pieces():
+        scores = place.hide(torch.bmm(asked[piece], k[piece].transpose(1, 2)), piece).sub_(top[piece]).exp_()
+        scores *= part[piece]
+        turned = scores.transpose(1, 2)
+        dv = torch.bmm(turned, given[piece])
+        slope = torch.bmm(given[piece], v[piece].transpose(1, 2)).sub_(share[piece]).mul_(scores)
+        dq[piece] = torch.bmm(slope, k[piece])
+        dk = torch.bmm(slope.transpose(1, 2), asked[piece])
+        for step in range(place.window // place.block):
+            own, columns = (
+                slice(piece.start + step, piece.stop + step),
+                slice(step * place.block, (step + 1) * place.block),
+            )
+            blocks[own, :, :width] += dk[:, columns]
+            blocks[own, :, width:] += dv[:, columns]
+    own = d_both[place.lead :]
+    d_tokens = place.sum_rounds(own)
+    if place.order.echo:
+        # Copies of chunks, which only answer.
+        def copies(x: Tensor) -> Tensor:
+            return x.reshape(place.count * place.slots.shape[1], -1, *x.shape[1:])[:, : place.order.echo].flatten(0, 1)
+
+        d_tokens.flatten(0, 1).index_add_(0, copies(place.rows), copies(own))
+    return place.sum_rounds(dq.reshape(-1, width)), d_tokens

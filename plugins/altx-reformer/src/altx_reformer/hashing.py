@@ -1,0 +1,37 @@
+"""Which bucket a vector falls into: angular locality-sensitive hashing (Andoni et al. 2015), section 2 of the paper.
+
+B rows, T tokens, H heads, D head width, R rounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def rotations(
+    heads: int, width: int, rounds: int, factors: Sequence[int], generator: torch.Generator, device: torch.device
+) -> Tensor:
+    """Random directions: (heads, D, R, sum of factors / 2), normal, float32, drawn where the generator lives."""
+    shape = heads, width, rounds, sum(factors) // 2
+    return torch.randn(shape, generator=generator, device=generator.device).to(device)
+
+
+@torch.no_grad()
+def hashed(qk_BTHD: Tensor, rotations_HDRK: Tensor, factors: Sequence[int]) -> Tensor:
+    """The bucket of every token in every round: (B, T, H, R) int64, below the product of the factors.
+
+    h(q) = argmax([q R, -q R]); with several factors, one such number for each, the first the least significant.
+    """
+    dtype = torch.promote_types(qk_BTHD.dtype, torch.float32)
+    batch, length, heads, width = qk_BTHD.shape
+    x = qk_BTHD.to(dtype).transpose(1, 2)
+    table = rotations_HDRK.to(dtype).flatten(2).expand(heads, -1, -1)
+    turned = torch.matmul(x, table).unflatten(-1, rotations_HDRK.shape[2:])
+    bucket, place = torch.zeros((), dtype=torch.int64, device=x.device), 1
+    for part, factor in zip(turned.split([n // 2 for n in factors], -1), factors, strict=True):
+        bucket = bucket + place * torch.cat([part, -part], -1).argmax(-1)
+        place *= factor
+    return bucket.transpose(1, 2)
