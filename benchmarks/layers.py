@@ -22,15 +22,17 @@ from torch import Tensor, nn
 from altx import BuildContext, registry
 from altx.compose import build_branch
 from altx.config import ModelConfig, validate
-from altx.resolve import resolve
+from altx.context import Context
+from altx.registry import Component
+from altx.resolve import config_type, resolve
 
 
-def mixer(name: str, dim: int) -> nn.Module:
-    """One layer of a mixer with its default settings."""
-    blueprint = resolve(
-        validate(ModelConfig, {"dim": dim, "blocks": [{"sublayers": [{"mixer": name}]}]}), registry.default()
-    )
-    return build_branch(blueprint.blocks[0][0], BuildContext(dim=dim))
+def mixer(component: Component, dim: int) -> tuple[nn.Module, Context]:
+    """One layer of a mixer with its default settings, and the context it is for: causal, if it can be."""
+    causal = component.load("capabilities")(config_type(component)()).causal
+    data = {"dim": dim, "causal": causal, "blocks": [{"sublayers": [{"mixer": component.qualified}]}]}
+    blueprint = resolve(validate(ModelConfig, data), registry.default())
+    return build_branch(blueprint.blocks[0][0], BuildContext(dim=dim)), Context(causal=causal)
 
 
 def products(layer: nn.Module, batch: int, length: int) -> Callable[[], Tensor]:
@@ -63,8 +65,8 @@ def main() -> None:
     calls: dict[str, Callable[[], Tensor]] = {}
     x = torch.randn(args.batch, args.length, args.dim, requires_grad=True)
     for component in registry.default().components("mixer"):
-        layer = mixer(component.qualified, args.dim)
-        calls[component.name] = lambda layer=layer: layer(x).y.sum()  # type: ignore[misc]
+        layer, ctx = mixer(component, args.dim)
+        calls[component.name] = lambda layer=layer, ctx=ctx: layer(x, ctx).y.sum()  # type: ignore[misc]
         calls[f"{component.name}: its products"] = products(layer, args.batch, args.length)
     times: dict[str, dict[bool, list[float]]] = {name: {False: [], True: []} for name in calls}
     for round_ in range(args.rounds + 1):
