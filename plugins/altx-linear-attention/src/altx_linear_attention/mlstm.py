@@ -97,7 +97,7 @@ class MLSTM(Recurrent):
         scale = torch.maximum(o[..., -1:].abs(), torch.exp(-m)[..., None]) + self.eps
         h = self.multihead_norm(o[..., :-1] / scale.to(o.dtype))
         y: Tensor = self.out_proj(torch.sigmoid(self.ogate_preact(x)) * h)
-        return y, {"cn": cn, "m": m[:, -1]}
+        return y, {"cn": cn, "m": m[:, -1].clone()}
 
     def _cap(self, gate: Tensor) -> Tensor:
         """The projection of a gate (B, T, H), soft-capped, in float32 at least."""

@@ -99,7 +99,7 @@ class RetNet(Recurrent):
             last = take(c.expand(rows, -1, -1), at)[:, 0]
             last = torch.where(batch.lengths[:, None] > 0, last, before.to(c.dtype))
         decays = real(log_decay.to(wide).expand(rows, length, -1), batch)
-        return decays, c.to(wide), last.to(before.dtype)
+        return decays, c.to(wide), last.to(before.dtype, copy=True)
 
 
 def positions(batch: RealFirst, ctx: Context, state: State | None) -> Tensor:
