@@ -40,6 +40,8 @@ def legs(states: int) -> HiPPO:
     skew = A + torch.outer(p, p)
     turn, V = torch.linalg.eigh(-1j * skew)  # ascending: the first half is negative
     V = V[:, : states // 2]
+    # An eigenvector is known up to a factor of size 1. As LAPACK has it, but for the sign, its first number is real.
+    V = V * (V[0].conj() / V[0].abs())
     a = torch.complex(skew.diagonal().mean().expand(states // 2), turn[: states // 2])
     adjoint = V.conj().T
 
