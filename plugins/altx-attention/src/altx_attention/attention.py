@@ -5,27 +5,23 @@ B rows, T queries, S slots (keys), H query heads, G key-value heads, D head widt
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from altx.context import Context
-from altx.errors import UnsupportedContext
-from altx.layer import FRESH, Layer, Output
-from altx.masking import real_first
 from altx.spec import BuildContext
-from altx.state import State
 from altx_attention.cache import GrowingCache, WindowCache
+from altx_attention.cached import CachedAttention, Places
 from altx_attention.config import AttentionConfig
-from altx_attention.documents import places
 from altx_attention.initial import as_in_gpt2
 from altx_attention.kernels.softmax_attention import attention
 from altx_attention.norm import RMSNorm
 from altx_attention.rotary import angles, rotate
 
 
-class Attention(Layer):
+class Attention(CachedAttention):
     """Multi-head attention (Vaswani et al. 2017, section 3.2), with what later models added to it.
 
     Args:
@@ -69,7 +65,8 @@ class Attention(Layer):
         bias: bool = False,
         num_layers: int = 1,
     ) -> None:
-        super().__init__()
+        shape = kv_heads, head_dim
+        super().__init__(WindowCache(window, k=shape, v=shape) if window else GrowingCache(k=shape, v=shape))
         self.head_dim = head_dim
         self.rotated = rotated
         self.rope_theta = rope_theta
@@ -77,8 +74,6 @@ class Attention(Layer):
         self.scale = scale
         self.softcap = softcap
         self.gate = gate
-        shape = kv_heads, head_dim
-        self.cache = WindowCache(window, k=shape, v=shape) if window else GrowingCache(k=shape, v=shape)
         self.q_proj = nn.Linear(dim, heads * head_dim * (2 if gate else 1), bias=bias)
         # What a bias of the keys alone adds to the scores of a query is the same for all slots, and softmax cancels it.
         felt = bool(rotated) or softcap is not None or sinks or qk_norm != "none"
@@ -94,61 +89,29 @@ class Attention(Layer):
         else:
             self.q_norm = self.k_norm = None
 
-    def init_state(
-        self,
-        batch: int,
-        *,
-        capacity: int | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> State:
-        weight = self.k_proj.weight
-        return self.cache.empty(batch, capacity, device or weight.device, dtype or weight.dtype)
-
-    def forward(self, x: Tensor, ctx: Context = FRESH, state: State | None = None) -> Output:
-        if state is not None and not ctx.causal:
-            raise UnsupportedContext(
-                "attention that looks both ways needs the whole sequence at once, so it cannot continue a state",
-                hint="leave the state out, or use a causal context",
-            )
-        if not x.shape[1]:
-            return Output(x, state)
-        tokens = real_first(x, ctx)
-        where = places(tokens, ctx, state.seen if state else None, self.cache.document(state) if state else None)
-        q, k, v, gate = self._projected(tokens.x, where.position)
-        document = slot_document = where.document
-        offset = None
-        if state is not None:
-            assert document is not None
-            state, slots = self.cache.extend(state, {"k": k, "v": v}, document, tokens.mask, donated=ctx.donate_state)
-            k, v = (slots.leaves[name].to(q.dtype) for name in ("k", "v"))
-            slot_document, offset = slots.document, slots.offset
-        elif tokens.mask is not None and not ctx.causal:
-            document = where.index.expand(len(x), -1) * 0 if document is None else document
-            slot_document = document.where(tokens.mask, -1)
-        y = attention(
-            q, k, v, causal=ctx.causal, window=self.window, offset=offset, document=document,
-            slot_document=slot_document, scale=self.scale, softcap=self.softcap, sinks=self.sinks,
-        ).flatten(2)  # fmt: skip
-        if gate is not None:
-            y = y * torch.sigmoid(gate)
-        return Output(tokens.restore(self.o_proj(y)), state)
-
-    def _projected(self, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """q (B, T, H, D), k and v (B, T, G, D), and the gate (B, T, H * D)."""
+    def project(self, x: Tensor, position: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Queries (B, T, H, D) and the gate (B, T, H * D) if there is one; keys and values (B, T, G, D)."""
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x).unflatten(-1, (-1, self.head_dim))
-        gate = None
+        gate = []
         if self.gate:
-            q, gate = (t.flatten(2) for t in q.unflatten(-1, (-1, 2 * self.head_dim)).chunk(2, -1))
-        if not self.norms_heads and self.q_norm is not None and self.k_norm is not None:
+            q, *gate = (t.flatten(2) for t in q.unflatten(-1, (-1, 2 * self.head_dim)).chunk(2, -1))
+        if self.q_norm is not None and self.k_norm is not None and not self.norms_heads:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = (t.unflatten(-1, (-1, self.head_dim)) for t in (q, k))
-        if self.norms_heads and self.q_norm is not None and self.k_norm is not None:
+        if self.q_norm is not None and self.k_norm is not None and self.norms_heads:
             q, k = self.q_norm(q), self.k_norm(k)
         if self.rotated:
             turn = angles(position, self.rotated, self.rope_theta, x.dtype)
             q, k = rotate(q, turn), rotate(k, turn)
-        return q, k, v, gate
+        return [q, *gate], {"k": k, "v": v}
+
+    def attend(self, queries: list[Tensor], slots: Mapping[str, Tensor], where: Places) -> Tensor:
+        q, *gate = queries
+        y = attention(
+            q, slots["k"], slots["v"], window=self.window, scale=self.scale, softcap=self.softcap, sinks=self.sinks,
+            **where,
+        ).flatten(2)  # fmt: skip
+        return self.o_proj(y * torch.sigmoid(gate[0]) if gate else y)  # type: ignore[no-any-return]
 
 
 def build(config: AttentionConfig, ctx: BuildContext) -> Attention:

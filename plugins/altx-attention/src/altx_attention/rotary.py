@@ -28,3 +28,9 @@ def rotate(x_BTHD: Tensor, angles_BTE: Tensor) -> Tensor:
     width = angles_BTE.shape[-1]
     a, b, *rest = x_BTHD.split([width, width, *[x_BTHD.shape[-1] - 2 * width] * (x_BTHD.shape[-1] > 2 * width)], -1)
     return torch.cat([(a * cos - b * sin).to(x_BTHD.dtype), (b * cos + a * sin).to(x_BTHD.dtype), *rest], -1)
+
+
+def neighbours_apart(x: Tensor) -> Tensor:
+    """(..., E): features 0, 2, 4, ... and then 1, 3, 5, ..., so that neighbours are turned together by `rotate`."""
+    pairs: Tensor = x.unflatten(-1, (-1, 2))
+    return pairs.transpose(-1, -2).flatten(-2)

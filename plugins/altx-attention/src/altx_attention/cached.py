@@ -1,0 +1,84 @@
+"""What layers of attention share: tokens in order, the state, and who sees whom.
+
+B rows, T tokens, S slots.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import TypedDict
+
+import torch
+from torch import Tensor
+
+from altx.context import Context
+from altx.errors import UnsupportedContext
+from altx.layer import FRESH, Layer, Output
+from altx.masking import real_first
+from altx.state import State
+from altx_attention.cache import GrowingCache, WindowCache
+from altx_attention.documents import places
+
+
+class Places(TypedDict):
+    """Arguments of the op that say what a query sees, but for the window."""
+
+    causal: bool
+    offset: Tensor | None
+    document: Tensor | None
+    slot_document: Tensor | None
+
+
+class CachedAttention(Layer):
+    """Attention to what earlier tokens left in a cache, or to the tokens of the call.
+
+    Args:
+        cache: what a token leaves behind, and for how long.
+    """
+
+    def __init__(self, cache: GrowingCache | WindowCache) -> None:
+        super().__init__()
+        self.cache = cache
+
+    @abstractmethod
+    def project(self, x: Tensor, position: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """What tokens x (B, T, ...) at `position` (B or 1, T) ask with, and what they leave in the cache, by name."""
+
+    @abstractmethod
+    def attend(self, queries: list[Tensor], slots: Mapping[str, Tensor], where: Places) -> Tensor:
+        """(B, T, dim) from both; `slots` are (B, S, ...)."""
+
+    def init_state(
+        self,
+        batch: int,
+        *,
+        capacity: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> State:
+        weight = next(self.parameters())
+        return self.cache.empty(batch, capacity, device or weight.device, dtype or weight.dtype)
+
+    def forward(self, x: Tensor, ctx: Context = FRESH, state: State | None = None) -> Output:
+        if state is not None and not ctx.causal:
+            raise UnsupportedContext(
+                "attention that looks both ways needs the whole sequence at once, so it cannot continue a state",
+                hint="leave the state out, or use a causal context",
+            )
+        if not x.shape[1]:
+            return Output(x, state)
+        tokens = real_first(x, ctx)
+        stand = places(tokens, ctx, state.seen if state else None, self.cache.document(state) if state else None)
+        queries, leaves = self.project(tokens.x, stand.position)
+        where = Places(causal=ctx.causal, offset=None, document=stand.document, slot_document=stand.document)
+        if state is not None:
+            assert stand.document is not None
+            state, slots = self.cache.extend(state, leaves, stand.document, tokens.mask, donated=ctx.donate_state)
+            leaves = {name: leaf.to(leaves[name].dtype) for name, leaf in slots.leaves.items()}
+            where["offset"], where["slot_document"] = slots.offset, slots.document
+        elif tokens.mask is not None and not ctx.causal:
+            # Masked tokens come last, where those that look back only do not see them.
+            document = stand.index.expand(len(x), -1) * 0 if stand.document is None else stand.document
+            where["document"], where["slot_document"] = document, document.where(tokens.mask, -1)
+        return Output(tokens.restore(self.attend(queries, leaves, where)), state)
