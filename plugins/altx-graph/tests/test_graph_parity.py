@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from altx_graph import pyg
-from altx_graph.config import GATConfig, GCNConfig
+from altx_graph.config import GATConfig, GCNConfig, GINConfig, GraphSAGEConfig, GraphTransformerConfig
 from altx_graph.mixer import build
 from torch import Tensor, nn
 
@@ -21,22 +22,36 @@ from altx.spec import BuildContext
 exactly = {"atol": 1e-12, "rtol": 1e-12}
 DIM, LENGTH, WINDOW, NEAREST = 8, 13, 5, 2
 
-CONFIGS: dict[str, Any] = {"gcn": GCNConfig, "gat": GATConfig}
+CONFIGS: dict[str, Any] = {
+    "gcn": GCNConfig,
+    "gat": GATConfig,
+    "graphsage": GraphSAGEConfig,
+    "gin": GINConfig,
+    "graph-transformer": GraphTransformerConfig,
+}
 
 
-def peer(name: str) -> nn.Module:
+def perceptron() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(DIM, DIM), nn.ReLU(), nn.Linear(DIM, DIM))
+
+
+def peer(name: str, **options: Any) -> nn.Module:
     """torch-geometric's layer with the settings of our defaults, as its users build it."""
-    return {
-        "gcn": lambda: pyg.GCNConv(DIM, DIM),
-        "gat": lambda: pyg.GATv2Conv(DIM, DIM // 4, heads=4),
-    }[name]()
+    made: nn.Module = {
+        "gcn": partial(pyg.GCNConv, DIM, DIM),
+        "gat": partial(pyg.GATv2Conv, DIM, DIM // 4, heads=4),
+        "graphsage": partial(pyg.SAGEConv, DIM, DIM),
+        "gin": partial(pyg.GINEConv if "edge_dim" in options else pyg.GINConv, perceptron()),
+        "graph-transformer": partial(pyg.TransformerConv, DIM, DIM // 4, heads=4),
+    }[name](**options)
+    return made
 
 
-def make(name: str, **config: Any) -> tuple[Layer, nn.Module]:
-    """A mixer and its peer with the same weights, in float64."""
+def make(name: str, options: dict[str, Any] | None = None, **config: Any) -> tuple[Layer, nn.Module]:
+    """A mixer and its peer, with `options` of its own, with the same weights, in float64."""
     torch.manual_seed(0)
     ours = build(CONFIGS[name](window=WINDOW, neighbours=NEAREST, **config), BuildContext(dim=DIM)).double().eval()
-    theirs = peer(name).double().eval()
+    theirs = peer(name, **(options or {})).double().eval()
     with torch.no_grad():
         for parameter in ours.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -142,6 +157,50 @@ def test_gat_equals_its_papers_equations() -> None:
         torch.testing.assert_close(ours(x).y[0, t], torch.cat(heads) + conv.bias, **exactly)
 
 
+OPTIONS: dict[str, Any] = {
+    "gcn-without-bias": ("gcn", {"bias": False}, {"bias": False}),
+    "gat-shared": (
+        "gat",
+        {"share_weights": True, "negative_slope": 0.1},
+        {"share_weights": True, "negative_slope": 0.1},
+    ),
+    "graphsage-pool": ("graphsage", {"aggregate": "max", "project": True}, {"aggr": "max", "project": True}),
+    "graphsage-normalised": ("graphsage", {"aggregate": "sum", "normalise": True}, {"aggr": "sum", "normalize": True}),
+    "gin-eps": ("gin", {"eps": 0.3, "train_eps": True}, {"train_eps": True}),
+    "graph-transformer-gated": ("graph-transformer", {"beta": True, "bias": False}, {"beta": True, "bias": False}),
+}
+
+
+@pytest.mark.parametrize(("name", "config", "options"), OPTIONS.values(), ids=OPTIONS.keys())
+@torch.no_grad()
+def test_a_setting_is_that_of_torch_geometric(name: str, config: dict[str, Any], options: dict[str, Any]) -> None:
+    ours, theirs = make(name, options, **config)
+    x = torch.randn(1, LENGTH, DIM, dtype=torch.float64)
+    torch.testing.assert_close(ours(x).y[0], theirs(x[0], index(edges(x[0], "window", True))), **exactly)
+
+
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "both-ways"])
+@pytest.mark.parametrize("name", ["gat", "gin", "graph-transformer", "gcn"])
+@torch.no_grad()
+def test_what_edges_carry_is_used_as_torch_geometric_does(name: str, causal: bool) -> None:
+    width = {} if name == "gcn" else {"edge_dim": 3}
+    ours, theirs = make(name, width, graph="supplied", **width)
+    x = torch.randn(2, LENGTH, DIM, dtype=torch.float64)
+    given = some_edges(2, causal)
+    carried = torch.rand(given.shape[1], 3 if width else 1, dtype=torch.float64)
+    y = ours(x, Context(causal=causal, graph=Graph(given, carried))).y
+    expected = theirs(x.flatten(0, 1), given, carried if width else carried[:, 0])
+    torch.testing.assert_close(y.flatten(0, 1), expected, **exactly)
+
+
+def some_edges(rows: int, causal: bool) -> Tensor:
+    """(2, 40) edges within rows of LENGTH tokens."""
+    row, a, b = torch.randint(rows, (40,)), torch.randint(LENGTH, (40,)), torch.randint(LENGTH, (40,))
+    if causal:
+        a, b = torch.minimum(a, b), torch.maximum(a, b)
+    return torch.stack([row * LENGTH + a, row * LENGTH + b])
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 @torch.no_grad()
 def test_a_supplied_graph_is_that_of_torch_geometric(name: str) -> None:
@@ -149,10 +208,7 @@ def test_a_supplied_graph_is_that_of_torch_geometric(name: str) -> None:
     for graph, causal in (("supplied", False), ("window", True)):
         ours, theirs = make(name, graph=graph)
         x = torch.randn(3, LENGTH, DIM, dtype=torch.float64)
-        row, a, b = torch.randint(3, (40,)), torch.randint(LENGTH, (40,)), torch.randint(LENGTH, (40,))
-        if causal:
-            a, b = torch.minimum(a, b), torch.maximum(a, b)
-        given = torch.stack([row * LENGTH + a, row * LENGTH + b])
+        given = some_edges(3, causal)
         y = ours(x, Context(causal=causal, graph=Graph(given))).y
         torch.testing.assert_close(y.flatten(0, 1), theirs(x.flatten(0, 1), given), **exactly)
         mask = torch.rand(3, LENGTH) < 0.7
