@@ -1,10 +1,9 @@
-"""What the Mamba family and the NTM cost on a CPU, beside their floors and the libraries people use, in one run.
+"""What long sequences, training, decoding and the first call cost on a CPU, in one run; for one layer see layers.py.
 
-    python benchmarks/cpu.py [layers] [scaling] [memory] [decode] [ntm] [first-use] [--rounds 7] [--json out.json]
+    python benchmarks/cpu.py [scaling] [position] [memory] [decode] [ntm] [first-use] [--rounds 7] [--json out.json]
 
-Peers are measured where they are installed: transformers, mambapy. They get the same weights and inputs. The floor of
-a layer is its own linear maps as plain matrix products, that of decoding every weight in one matrix-vector product.
-Medians over interleaved rounds. A peer that takes over SLOW seconds is timed once.
+The peer of decoding is transformers, where it is installed. The floor of decoding is every weight in one matrix-vector
+product. Medians over interleaved rounds.
 """
 
 from __future__ import annotations
@@ -17,110 +16,21 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from layers import mixer, products
-from torch import Tensor, nn
+from layers import Call, forward, medians, training
+from peers import layer as mixer
+from torch import nn
 
+from altx import registry
 from altx.compose import compose
 from altx.context import Context
+from altx.layer import Layer
+from altx.state import State
 
 DIM, LENGTH = 768, 1024
-OURS = ("altx", "its products")
-SLOW = 10.0
-Call = Callable[[], Any]
-
-
-def once(call: Call) -> float:
-    """Milliseconds of a call."""
-    start = time.perf_counter()
-    call()
-    return (time.perf_counter() - start) * 1e3
-
-
-def medians(calls: dict[str, Call], rounds: int) -> dict[str, float]:
-    """Median milliseconds of each, called in turns."""
-    spent: dict[str, list[float]] = {name: [] for name in calls}
-    slow = set()
-    for name, call in calls.items():
-        if (first := once(call)) > SLOW * 1e3:
-            spent[name].append(first)
-            slow.add(name)
-    for _ in range(rounds):
-        for name in calls.keys() - slow:
-            spent[name].append(once(calls[name]))
-    return {name: statistics.median(times) for name, times in spent.items()}
-
-
-def forward(call: Callable[[], Tensor]) -> Call:
-    def run() -> None:
-        with torch.no_grad():
-            call()
-
-    return run
-
-
-def training(call: Callable[[], Tensor]) -> Call:
-    return lambda: call().sum().backward()
-
-
-def peers(name: str, ours: nn.Module) -> dict[str, Callable[[Tensor], Tensor]]:
-    """The same layer in other libraries, with our weights."""
-    found: dict[str, Callable[[Tensor], Tensor]] = {}
-    try:
-        if name == "mamba":
-            from transformers import MambaConfig
-            from transformers.models.mamba.modeling_mamba import MambaMixer
-
-            theirs: nn.Module = MambaMixer(MambaConfig(hidden_size=DIM, num_hidden_layers=1), 0)
-        else:
-            from transformers import Mamba2Config
-            from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
-
-            config = Mamba2Config(hidden_size=DIM, num_heads=2 * DIM // 64, head_dim=64, n_groups=1, state_size=128)
-            theirs = Mamba2Mixer(config, 0)
-        theirs.load_state_dict(ours.state_dict())
-        found["transformers"] = theirs
-    except ImportError:
-        pass
-    try:
-        if name == "mamba":
-            from mambapy.mamba import MambaBlock, MambaConfig
-
-            other = MambaBlock(MambaConfig(d_model=DIM, n_layers=1))
-            other.load_state_dict(ours.state_dict())
-            found["mambapy"] = other
-    except ImportError:
-        pass
-    return found
-
-
-def layers(rounds: int) -> dict[str, Any]:
-    """Forward and forward + backward of one layer."""
-    report: dict[str, Any] = {}
-    for name in ("mamba", "mamba2", "mamba3"):
-        layer = mixer(name, DIM)
-        x = torch.randn(1, LENGTH, DIM, requires_grad=True)
-        calls: dict[str, Callable[[], Tensor]] = {
-            "altx": lambda layer=layer, x=x: layer(x).y,  # type: ignore[misc]
-            "its products": products(layer, 1, LENGTH),
-        }
-        for peer, theirs in peers(name, layer).items() if name != "mamba3" else ():
-            difference = (theirs(x) - layer(x).y).abs().max().item()
-            print(f"{name}: {peer} differs by {difference:.1e}", file=sys.stderr)
-            calls[peer] = lambda theirs=theirs, x=x: theirs(x)  # type: ignore[misc]
-        for mode, wrap in (("forward", forward), ("forward+backward", training)):
-            times = medians({key: wrap(call) for key, call in calls.items()}, rounds)
-            report[f"{name} {mode}"] = {
-                "ms": times,
-                "x products": times["altx"] / times["its products"],
-                **{f"x faster than {peer}": times[peer] / times["altx"] for peer in times if peer not in OURS},
-            }
-    return report
 
 
 def scaling(rounds: int) -> dict[str, Any]:
@@ -138,6 +48,29 @@ def scaling(rounds: int) -> dict[str, Any]:
             "us per token": per_token,
             "largest over smallest": max(per_token.values()) / min(per_token.values()),
         }
+    return report
+
+
+def stepping(layer: Layer, state: State) -> Call:
+    x = torch.randn(1, 1, DIM)
+    return forward(lambda: layer(x, state=state).y)
+
+
+def position(rounds: int) -> dict[str, Any]:
+    """Milliseconds of one token at two positions, of every mixer whose state does not grow."""
+    report: dict[str, Any] = {}
+    for component in registry.default().components("mixer"):
+        capabilities = component.load("capabilities")(component.load("config")())
+        if capabilities.growth not in ("constant", "window") or not capabilities.causal:
+            continue
+        layer = mixer(component.qualified, DIM)
+        calls: dict[str, Call] = {}
+        for tokens in (10, 100_000):
+            with torch.no_grad():
+                state = layer(torch.randn(1, tokens, DIM), state=layer.init_state(1)).state
+            calls[f"{tokens:,}"] = stepping(layer, state)
+        times = medians(calls, 20 * rounds)
+        report[component.name] = {"ms at position": times, "later over earlier": times["100,000"] / times["10"]}
     return report
 
 
@@ -273,7 +206,7 @@ def first_use(rounds: int) -> dict[str, Any]:
 
 
 SECTIONS = {
-    "layers": layers, "scaling": scaling, "memory": memory, "decode": decode, "ntm": ntm, "first-use": first_use
+    "scaling": scaling, "position": position, "memory": memory, "decode": decode, "ntm": ntm, "first-use": first_use
 }  # fmt: skip
 
 

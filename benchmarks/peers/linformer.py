@@ -6,7 +6,7 @@ import contextlib
 
 from altx import BuildContext
 from altx.context import Context
-from benchmarks.peers import Case
+from peers import Case
 
 
 def cases(dim: int, length: int) -> list[Case]:

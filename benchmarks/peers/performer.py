@@ -11,7 +11,7 @@ import io
 import warnings
 
 from altx.context import Context
-from benchmarks.peers import Case, layer
+from peers import Case, layer
 
 
 def cases(dim: int, length: int) -> list[Case]:
