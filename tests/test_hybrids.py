@@ -10,31 +10,49 @@ import pytest
 import torch
 
 from altx import checkpoint, registry
+from altx.capabilities import Capabilities
 from altx.compose import compose
+from altx.errors import CompositionError
 from altx.generation import prefill
 from altx.layer import StepInfo
 from altx.model import Model
 from altx.optim import optimizer_groups
+from altx.registry import Component
 from altx.testing import prove
 from altx.testing.case import difference, state_difference
 
-MIXERS = [c.name for c in registry.default().components("mixer")]
+
+def default_capabilities(component: Component) -> Capabilities:
+    found: Capabilities = component.load("capabilities")(component.load("config")())
+    return found
+
+
+EVERY = [c.name for c in registry.default().components("mixer")]
+MIXERS = [c.name for c in registry.default().components("mixer") if default_capabilities(c).causal]
+ENCODERS = [name for name in EVERY if name not in MIXERS]
+FEED_FORWARDS = [
+    c.name for c in registry.default().components("feed-forward") if default_capabilities(c).growth != "none"
+]
 ATTACH = ["residual", "gate", "controller"]
 PAIRS = [{"mixer": f"{a},{b}"} for a, b in itertools.combinations_with_replacement(MIXERS, 2)]
 MEMORIES = [{"mixer": m, "memory": "ntm", "attach": a, "layers": 1} for m in MIXERS for a in ATTACH]
 ROUTED = [{"mixer": m, "router": "topk", "feed_forward": "4*swiglu", "layers": 1} for m in MIXERS]
+STATEFUL = [{"mixer": "attention", "feed_forward": name, "layers": 2} for name in FEED_FORWARDS]
 EVERYTHING = [{"mixer": ",".join(MIXERS), "memory": "ntm,none", "router": "none,topk", "feed_forward": "4*swiglu"}]
-TARGETS = [{"mixer": name} for name in MIXERS]
+TARGETS = [
+    {"mixer": name} for name in MIXERS if not default_capabilities(registry.default().get("mixer", name)).provides
+]
 CHOICE = [{"blocks": [{"sublayers": [{"router": {"name": "topk", "k": 1, "renormalise": False}, "targets": TARGETS}]}]}]
 
 
 def label(data: dict[str, Any]) -> str:
     return (
-        "-".join(str(data[key]) for key in ("mixer", "memory", "attach", "router") if key in data) or "mixers-by-router"
+        "-".join(str(data[key]) for key in ("mixer", "memory", "attach", "router", "feed_forward") if key in data)
+        or "mixers-by-router"
     )
 
 
-@pytest.mark.parametrize("data", [*PAIRS, *MEMORIES, *ROUTED, *EVERYTHING, *CHOICE], ids=label)
+@pytest.mark.parametrize("data", [*PAIRS, *MEMORIES, *ROUTED, *STATEFUL, *EVERYTHING, *CHOICE], ids=label)
 def test_a_hybrid_trains_streams_and_is_restored(data: dict[str, Any], tmp_path: Path) -> None:
     model = compose({"dim": 32, **data}, {"ntm.slots": 16} if "memory" in data else {}, seed=0)
     first, last = train(model)
@@ -80,10 +98,31 @@ def test_a_hybrid_of_everything_is_proved(attach: str) -> None:
     assert [result for result in results if result.status != "passed"] == []
 
 
-@pytest.mark.parametrize("mixer", MIXERS)
+@pytest.mark.parametrize("mixer", EVERY)
 def test_expert_choice_works_in_an_encoder(mixer: str) -> None:
     head = {"kind": "classifier", "classes": 4}
     model = compose({"mixer": mixer, "router": "expert-choice", "causal": False, "head": head, "dim": 32}, seed=0)
     results = prove(model)
     assert [result for result in results if result.status == "failed"] == []
     assert next(r for r in results if r.check == "padding").status == "passed"
+
+
+@pytest.mark.parametrize("a, b", [(a, b) for a in ENCODERS for b in EVERY])
+def test_a_mixer_that_looks_both_ways_goes_with_every_other_in_an_encoder(a: str, b: str, tmp_path: Path) -> None:
+    with pytest.raises(CompositionError, match=f"(?s){a}.*causal: false"):
+        compose({"mixer": f"{a},{b}", "dim": 32})
+    head = {"kind": "classifier", "classes": 4}
+    model = compose({"mixer": f"{a},{b}", "causal": False, "head": head, "dim": 32}, seed=0)
+    text, labels = torch.randint(256, (8, 12), generator=torch.Generator().manual_seed(0)), torch.arange(8) % 4
+    optimizer, found = torch.optim.AdamW(optimizer_groups(model, lr=3e-3, weight_decay=0.1)), []
+    for step in range(4):
+        loss = torch.nn.functional.cross_entropy(model(text).y, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        model.on_step(StepInfo(step + 1, {}))
+        found.append(float(loss.detach()))
+    assert found[-1] < found[0]
+    checkpoint.save(model.eval(), tmp_path / "run")
+    with torch.no_grad():
+        assert torch.equal(checkpoint.load(tmp_path / "run")(text).y, model(text).y)
