@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from altx_s4.s4 import DPLRKernel
 
 
-def untruncate(module: DPLRKernel, state: dict[str, Any], prefix: str, *_: Any) -> None:
+def untruncate(module: DPLRKernel, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
     """A hook before `load_state_dict`: takes `l_kernel` out and C back, in float64."""
     length = state.pop(prefix + "l_kernel", None)
     if length is None or not int(length):
@@ -26,7 +26,8 @@ def untruncate(module: DPLRKernel, state: dict[str, Any], prefix: str, *_: Any) 
         torch.nn.Module.__init__(theirs)
         for name in ("A_real", "A_imag", "B", "P", "inv_dt"):
             setattr(theirs, name, torch.nn.Parameter(state[prefix + name].double()))
-        A = torch.linalg.matrix_power(dense(**{k: z for k, z in theirs.system().items() if k != "b"}), int(length))
+        rate, _, w, v = theirs.system()
+        A = torch.linalg.matrix_power(dense(rate, w, v), int(length))
         C = state[prefix + "C"]
         # Re(C h) is a product of real vectors, (re C, -im C) and (re h, im h).
         sign = torch.tensor([1.0, -1.0], dtype=torch.float64)

@@ -19,7 +19,7 @@ from altx_s4.config import S4Config
 from altx_s4.discretization import halfway
 from altx_s4.hippo import clipped, legs
 from altx_s4.planes import conjugate, join, times
-from altx_s4.state_space import GLU, StateSpace, both_ways, initial_log_dt, wide
+from altx_s4.state_space import GLU, StateSpace, System, both_ways, initial_log_dt, wide
 
 
 class DPLRKernel(nn.Module):
@@ -45,13 +45,13 @@ class DPLRKernel(nn.Module):
         self.B, self.P = vectors(clipped(hippo.b)), vectors(hippo.p)
         self.A_real = nn.Parameter((-hippo.a[0]).clamp(min=1e-4).log().float().repeat(copies, 1))
         self.A_imag = nn.Parameter((-hippo.a[1]).clamp(min=1e-4).float().repeat(copies, 1))
-        self.register_load_state_dict_pre_hook(untruncate)
+        self.register_load_state_dict_pre_hook(untruncate)  # type: ignore[no-untyped-call]
 
     def A(self) -> Tensor:
         """The diagonal part (S, 2, N)."""
         return join(-wide(self.A_real).exp(), -wide(self.A_imag))
 
-    def system(self) -> dict[str, Tensor]:
+    def system(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Coefficients of the discrete state space (D, 2, N): `rate`, `b`, `w` and `v` of `diagonal_ssm`.
 
         The bilinear transform of A = L - P P^* is A-bar = 2 (1 - dt A / 2)^-1 - 1. With M = (1 - dt L / 2)^-1, the
@@ -67,7 +67,7 @@ class DPLRKernel(nn.Module):
         M = halfway(A, dt)
         v = 2 * times(conjugate(P), M)
         w = times(M, P) * (dt / (1 + dt / 2 * inner(v, P)))
-        return {"rate": times(A * dt, M), "b": dt * times(M, B) - dt / 2 * inner(v, B) * w, "w": w, "v": v}
+        return times(A * dt, M), dt * times(M, B) - dt / 2 * inner(v, B) * w, w, v
 
 
 class Convolution(nn.Module):
@@ -116,8 +116,8 @@ class S4(StateSpace):
 
     def sequence(self, batch: RealFirst, state: Tensor | None) -> tuple[Tensor, Tensor]:
         kernel = self.layer.kernel
-        system = kernel.system()
-        return both_ways(batch, state, [{**system, "c": c} for c in 2 * wide(kernel.C).mT], self.layer.D[0])
+        rate, b, w, v = kernel.system()
+        return both_ways(batch, state, [System(rate, c, b, w, v) for c in 2 * wide(kernel.C).mT], self.layer.D[0])
 
     def output(self, y: Tensor) -> Tensor:
         out: Tensor = self.output_linear(F.gelu(y))

@@ -19,7 +19,7 @@ from altx_s4.config import S4DConfig
 from altx_s4.discretization import DISCRETIZATIONS
 from altx_s4.hippo import clipped, legs
 from altx_s4.planes import join, times
-from altx_s4.state_space import GLU, StateSpace, both_ways, initial_log_dt, wide
+from altx_s4.state_space import GLU, StateSpace, System, both_ways, initial_log_dt, wide
 
 
 class S4DKernel(nn.Module):
@@ -87,11 +87,11 @@ class S4D(StateSpace):
         options = {"weight_decay": 0.0} | ({} if self.lr is None else {"lr": self.lr})
         return {f"kernel.{name}": options for name in ("log_dt", "log_A_real", "A_imag")}
 
-    def systems(self) -> list[dict[str, Tensor]]:
+    def systems(self) -> list[System]:
         """The coefficients of the state space, or of both."""
         rate, gain = self.discretize(self.kernel.A(), wide(self.kernel.log_dt).exp()[:, None])
         C = 2 * wide(self.kernel.C).mT
-        return [{"rate": rate, "c": times(one, gain)} for one in (C if self.bidirectional else C[None])]
+        return [System(rate, times(one, gain)) for one in (C if self.bidirectional else C[None])]
 
     def sequence(self, batch: RealFirst, state: Tensor | None) -> tuple[Tensor, Tensor]:
         return both_ways(batch, state, self.systems(), self.D)

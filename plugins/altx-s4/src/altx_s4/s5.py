@@ -19,7 +19,7 @@ from altx_s4.discretization import DISCRETIZATIONS
 from altx_s4.hippo import legs
 from altx_s4.kernels.diagonal_ssm import diagonal_ssm
 from altx_s4.planes import join
-from altx_s4.state_space import StateSpace, backwards, initial_log_dt, wide
+from altx_s4.state_space import StateSpace, System, backwards, initial_log_dt, wide
 
 
 class S5(StateSpace):
@@ -42,6 +42,12 @@ class S5(StateSpace):
         lr: learning rate of Lambda, B and dt, or None for that of everything else.
         bidirectional: whether a second C reads the states of the same system run from the end.
     """
+
+    C: Tensor
+    C1: Tensor
+    C2: Tensor
+    out1: nn.Linear
+    out2: nn.Linear
 
     def __init__(
         self,
@@ -100,7 +106,7 @@ class S5(StateSpace):
             u, rate, gain, initial_state=state, reset=batch.reset, lengths=batch.lengths
         )  # fmt: skip
         if self.bidirectional:
-            y = _real(states, self.C1) + _real(backwards(batch, u, rate=rate, c=gain), self.C2)
+            y = _real(states, self.C1) + _real(backwards(batch, u, System(rate, gain)), self.C2)
         else:
             y = _real(states, self.C)
         return torch.addcmul(y, batch.x, self.D), h

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -99,32 +100,38 @@ class StateSpace(Layer):
             )
 
 
-def backwards(batch: RealFirst, x: Tensor, **system: Tensor | None) -> Tensor:
+class System(NamedTuple):
+    """Coefficients of a discrete state space, arguments of `diagonal_ssm` in order."""
+
+    rate: Tensor
+    c: Tensor
+    b: Tensor | None = None
+    w: Tensor | None = None
+    v: Tensor | None = None
+
+
+def backwards(batch: RealFirst, x: Tensor, system: System) -> Tensor:
     """`diagonal_ssm` over each row's real tokens from the last to the first: y like x, zero where none is real."""
-    y = diagonal_ssm(reverse(x, batch.mask), **system, lengths=batch.lengths)[0]  # type: ignore[arg-type]
+    y = diagonal_ssm(reverse(x, batch.mask), *system, lengths=batch.lengths)[0]
     return reverse(y, batch.mask)
 
 
-def both_ways(
-    batch: RealFirst, state: Tensor | None, systems: list[dict[str, Tensor]], D: Tensor
-) -> tuple[Tensor, Tensor]:
+def both_ways(batch: RealFirst, state: Tensor | None, systems: list[System], D: Tensor) -> tuple[Tensor, Tensor]:
     """Each channel through its state space, and through a second one that sees what comes after the token.
 
     Args:
         batch: the tokens.
         state: (B, D, 2, N) before them, or None.
-        systems: coefficients of one or two, arguments of `diagonal_ssm`.
+        systems: one or two.
         D: (D,), the skip.
 
     Returns:
         y (B, T, D) and the first system's last state.
     """
-    y, h = diagonal_ssm(
-        batch.x, **systems[0], D=D, initial_state=state, reset=batch.reset, lengths=batch.lengths
-    )  # fmt: skip
+    y, h = diagonal_ssm(batch.x, *systems[0], D=D, initial_state=state, reset=batch.reset, lengths=batch.lengths)
     if len(systems) > 1:
         # As in the authors' code, it sees what comes after the token, and not the token itself.
-        y = y + F.pad(backwards(batch, batch.x, **systems[1])[:, 1:], (0, 0, 0, 1))
+        y = y + F.pad(backwards(batch, batch.x, systems[1])[:, 1:], (0, 0, 0, 1))
     return y, h
 
 

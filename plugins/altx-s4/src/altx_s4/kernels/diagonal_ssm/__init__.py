@@ -5,14 +5,17 @@ from __future__ import annotations
 from torch import Tensor
 
 from altx_kernels import Backend, Op
-from altx_s4.kernels.diagonal_ssm import cases, native, reference
+from altx_kernels.gpu import triton_backend
+from altx_s4.kernels.diagonal_ssm import cases, native, reference, torch
 from altx_s4.kernels.diagonal_ssm.check import check
 
 OP: Op[tuple[Tensor, Tensor]] = Op(
     "diagonal-ssm",
     reference.diagonal_ssm,
     [
+        triton_backend("altx_s4.kernels.diagonal_ssm", "x rate c b w v D", rate=256),
         Backend("native", native.diagonal_ssm, native.unavailable, native.LIBRARY.problem),
+        Backend("torch", torch.diagonal_ssm),
     ],
     summary="S4, S4D, S5: complex states that decay and turn, the same at every token",
     examples=cases.examples,

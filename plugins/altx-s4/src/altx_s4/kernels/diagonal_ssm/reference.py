@@ -45,7 +45,7 @@ def diagonal_ssm(
     a, c = 1 + joined(rate), joined(c)
     x = x.to(dtype)
     inputs = joined(x) if x.dim() == 4 else x
-    rows, tokens, channels = inputs.shape
+    rows, tokens = inputs.shape[:2]
     h = a.new_zeros(rows, *a.shape) if initial_state is None else joined(initial_state)
     ys = []
     for t in range(tokens):
