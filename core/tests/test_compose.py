@@ -300,3 +300,13 @@ def test_matrices_decay_vectors_do_not(toy: Registry) -> None:
     assert all(name.endswith(("weight", "decay")) for name in groups[0.1])
     assert any(name.endswith("norm.weight") for name in groups[0.0])
     assert sum(map(len, groups.values())) == len(list(model.parameters()))
+
+
+def test_a_component_scales_the_learning_rate_whatever_it_is(toy: Registry) -> None:
+    model = compose({"mixer": "average", "dim": 16}, plugins=toy)
+    model.param_groups = lambda: {"norm.weight": {"lr_scale": 2.0}}  # type: ignore[method-assign]
+    for lr in (0.5, 1e-3):
+        groups = optimizer_groups(model, lr=lr, weight_decay=0.1)
+        assert {g["lr"] for g in groups if "norm.weight" in g["names"]} == {2 * lr}
+        assert {g["lr"] for g in groups if "norm.weight" not in g["names"]} == {lr}
+        assert not any("lr_scale" in group for group in groups)

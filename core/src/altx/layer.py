@@ -80,7 +80,8 @@ class Component(nn.Module):
     def param_groups(self) -> dict[str, dict[str, Any]]:
         """Optimizer options by name of one of this component's own parameters, e.g. `{"A_log": {"weight_decay": 0.0}}`.
 
-        Options are those of `torch.optim`: "lr" (absolute), "weight_decay".
+        Options are those of `torch.optim`: "lr" (absolute), "weight_decay"; and "lr_scale", by which the rate is
+        multiplied.
         """
         return {}
 

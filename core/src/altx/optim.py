@@ -13,7 +13,7 @@ def optimizer_groups(model: nn.Module, *, lr: float, weight_decay: float) -> lis
     """Parameter groups for any `torch.optim` optimizer.
 
     Matrices decay; vectors and scalars (norms, biases) do not; a component's `param_groups()` overrides both
-    the decay and the rate.
+    the decay and the rate; its "lr_scale" multiplies the rate.
 
     Args:
         model: the model or any part of it.
@@ -41,6 +41,7 @@ def optimizer_groups(model: nn.Module, *, lr: float, weight_decay: float) -> lis
     groups: dict[tuple[tuple[str, Any], ...], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         settings = {"lr": lr, "weight_decay": weight_decay if parameter.dim() > 1 else 0.0, **options.get(name, {})}
+        settings["lr"] *= settings.pop("lr_scale", 1.0)
         group = groups.setdefault(tuple(sorted(settings.items())), {**settings, "params": [], "names": []})
         group["params"].append(parameter)
         group["names"].append(name)

@@ -148,7 +148,9 @@ def optimizer_options(case: Case) -> Finding | None:
         if isinstance(component, Component):
             own = dict(component.named_parameters())
             for name, options in component.param_groups().items():
-                for key, value in options.items():
+                wanted = {"lr": 0.5, **options}
+                wanted["lr"] *= wanted.pop("lr_scale", 1.0)
+                for key, value in wanted.items():
                     if found[id(own[name])][key] != value:
                         raise Failure(f"{name} asked for {key}={value} and got {found[id(own[name])][key]}")
     return None

@@ -1,0 +1,62 @@
+"""How the authors' code starts parameters: by where the block stands in the model, and the channel in the block.
+
+r = layer / (layers - 1), from 0 to 1,      f = 1 - layer / layers, from 1 to almost 0
+"""
+
+from __future__ import annotations
+
+from math import sqrt
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from altx.spec import BuildContext
+
+
+class Depth(NamedTuple):
+    """Where a block stands.
+
+    Args:
+        rising: r, 0 in the first block and 1 in the last.
+        falling: f, 1 in the first block and almost 0 in the last.
+    """
+
+    rising: float
+    falling: float
+
+
+def depth(ctx: BuildContext) -> Depth:
+    return Depth(ctx.layer / max(ctx.num_layers - 1, 1), 1 - ctx.layer / ctx.num_layers)
+
+
+def channels(size: int) -> Tensor:
+    """0, 1 / size, 2 / size, ...: (size,)."""
+    return torch.arange(size) / size
+
+
+def ramp(size: int) -> Tensor:
+    """From 0 to 1, both included: (size,)."""
+    return torch.arange(size) / max(size - 1, 1)
+
+
+def zigzag(size: int) -> Tensor:
+    """0, 1, -1, 0, ...: (size,)."""
+    return (torch.arange(size) + 1) % 3 - 1.0
+
+
+def decay_speed(size: int, start: float, by: float, exponent: float) -> Tensor:
+    """start + by ramp^exponent: (size,)."""
+    return start + by * ramp(size) ** exponent
+
+
+def per_channel(values: Tensor) -> nn.Parameter:
+    """A parameter (1, 1, D), as checkpoints have it."""
+    return nn.Parameter(values.reshape(1, 1, -1))
+
+
+@torch.no_grad()
+def orthogonal(weight: Tensor, scale: float = 1.0) -> None:
+    """Orthogonal, rows or columns, with the gain that keeps variances where the output is wider than the input."""
+    rows, columns = weight.shape
+    nn.init.orthogonal_(weight, gain=scale * (sqrt(rows / columns) if rows > columns else 1.0))

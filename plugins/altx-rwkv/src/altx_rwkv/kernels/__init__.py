@@ -1,0 +1,1 @@
+"""Ops of RWKV that no other plugin has."""

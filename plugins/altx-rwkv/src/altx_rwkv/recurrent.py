@@ -1,0 +1,105 @@
+"""What all layers here have in common: the order of tokens, the state, the token shift, long sequences in pieces."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from altx.context import Context
+from altx.layer import FRESH, Layer, Output, advanced
+from altx.masking import RealFirst, real_first
+from altx.pieces import in_pieces
+from altx.state import Leaf, State
+
+SHIFT = Leaf(kind="conv")
+
+
+class Recurrent(Layer):
+    """A layer that mixes each token with the one before, and whose state has one size for ever.
+
+    The state holds the last real token, as leaf `shift` (B, D), and what a subclass adds.
+    """
+
+    def param_groups(self) -> dict[str, dict[str, Any]]:
+        """As in the authors' code: nothing decays but the matrices of linear maps."""
+        return {name: {"weight_decay": 0.0} for name, _ in self.named_parameters() if not name.endswith(".weight")}
+
+    def leaves(self) -> Mapping[str, tuple[tuple[int, ...], Leaf]]:
+        """Shape of one row of each leaf of the state beside `shift`, and what it is."""
+        return {}
+
+    @property
+    @abstractmethod
+    def dim(self) -> int:
+        """D, the model width."""
+
+    @abstractmethod
+    def mix(
+        self, x: Tensor, before: Tensor, batch: RealFirst, shared: Mapping[str, Tensor], state: State | None
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """y (B, T, D), the leaves of the state after it, and exports (B, T, ...), in the order of `batch`.
+
+        Args:
+            x: (B, T, D), in each row the real tokens first; T is not 0.
+            before: (B, T, D), the token before each of x, zeros where there is none.
+            batch: x, and the `reset` and `lengths` that go with it.
+            shared: what earlier layers exported, in the order of `batch`.
+            state: that before them; None is a fresh one.
+        """
+
+    def fresh(self, zeros: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The leaves before the first token, from zeros."""
+        return zeros
+
+    def init_state(
+        self,
+        batch: int,
+        *,
+        capacity: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> State:
+        like = next(self.parameters())
+        device, dtype = device or like.device, dtype or like.dtype
+        wide = torch.promote_types(dtype, torch.float32)
+        leaves = {"shift": ((self.dim,), SHIFT), **self.leaves()}
+        zeros = {
+            name: torch.zeros(batch, *shape, device=device, dtype=wide if leaf.fp32 else dtype)
+            for name, (shape, leaf) in leaves.items()
+        }
+        seen = torch.zeros(batch, device=device, dtype=torch.int64)
+        return State(self.fresh(zeros), {name: leaf for name, (_, leaf) in leaves.items()}, seen=seen)
+
+    def forward(self, x: Tensor, ctx: Context = FRESH, state: State | None = None) -> Output:
+        if not x.shape[1]:
+            return Output(x, state)
+        if out := in_pieces(self, x, ctx, state):
+            return out
+        batch = real_first(x, ctx)
+        past = state["shift"] if state else None
+        y, after, _ = self.mix(batch.x, token_before(batch, past), batch, {}, state)
+        if state is not None:
+            state = state.replace(**after, shift=last_token(batch, state["shift"]), seen=advanced(state.seen, x, ctx))
+        return Output(batch.restore(y), state)
+
+
+def token_before(batch: RealFirst, past: Tensor | None) -> Tensor:
+    """The token before each of batch.x (B, T, D): past (B, D) before the first, zeros where a sequence starts."""
+    x = batch.x
+    first = torch.zeros_like(x[:, :1]) if past is None else past[:, None].to(x.dtype)
+    before = first if x.shape[1] == 1 else torch.cat([first, x[:, :-1]], 1)
+    return before if batch.reset is None else before.masked_fill(batch.reset[..., None], 0)
+
+
+def last_token(batch: RealFirst, past: Tensor) -> Tensor:
+    """The last real token of each row (B, D), which is `past` where there is none, in its dtype."""
+    x = batch.x
+    if batch.lengths is None:
+        return x[:, -1].to(past.dtype)
+    index = (batch.lengths - 1).clamp(min=0)
+    last = x.gather(1, index[:, None, None].expand(-1, 1, x.shape[2]))[:, 0]
+    return last.to(past.dtype).where(batch.lengths[:, None] > 0, past)
