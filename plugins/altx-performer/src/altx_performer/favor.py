@@ -24,8 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-LOWEST = -1e30
-"""M before the first key: finite, so that differences are never NaN."""
+from altx_performer.kernels.positive_features import LOWEST, positive_features
 
 
 def products(x_BTHD: Tensor, features: Tensor) -> Tensor:
@@ -36,26 +35,10 @@ def products(x_BTHD: Tensor, features: Tensor) -> Tensor:
     return product.view(*x_BTHD.shape[:3], -1)
 
 
-def exponents(k_BTHD: Tensor, features: Tensor, mask: Tensor | None) -> Tensor:
-    """b (B, T, H, F); -inf at masked tokens."""
-    half: float = 0.5 * k_BTHD.shape[-1] ** -0.5
-    b = products(k_BTHD, features) - half * k_BTHD.square().sum(-1, keepdim=True)
-    return b if mask is None else b.masked_fill(~mask[:, :, None, None], -torch.inf)
-
-
-def running_max(b: Tensor, before: Tensor, reset: Tensor | None) -> Tensor:
-    """M (B, T + 1, H, F): that of `before` (B, H, F), and after each token. A reset starts it anew."""
-    m = torch.cat([before[:, None], b], 1)
-    document = None if reset is None else F.pad(reset.cumsum(1), (1, 0))
-    shift = 1
-    while shift < m.shape[1]:
-        later = torch.maximum(m[:, shift:], m[:, :-shift])
-        if document is not None:
-            same = document[:, shift:] == document[:, :-shift]
-            later = torch.where(same[:, :, None, None], later, m[:, shift:])
-        m = torch.cat([m[:, :shift], later], 1)
-        shift *= 2
-    return m.clamp(min=LOWEST)
+def half_squares(k_BTHD: Tensor, mask: Tensor | None) -> Tensor:
+    """|k|^2 / 2 / sqrt(D), (B, T, H); infinite at masked tokens, whose keys then count for nothing."""
+    half: Tensor = k_BTHD.square().sum(-1) * (0.5 * k_BTHD.shape[-1] ** -0.5)
+    return half if mask is None else half.masked_fill(~mask[:, :, None], torch.inf)
 
 
 def causal_features(
@@ -71,25 +54,16 @@ def causal_features(
     Returns:
         Features of queries and keys and the logarithm of the decay, (B, T, H, F), and M after the last token.
     """
-    b = exponents(k_BTHD, features, mask)
-    with torch.no_grad():
-        m = running_max(b, torch.full_like(b[:, 0], LOWEST) if M is None else M, reset)
-        after = m[:, 1:]
-        decay = (m[:, :-1] - after).clamp(max=0)
-    return query_features(q_BTHD, features, after), torch.exp(b - after), decay, after[:, -1]
+    a, b = products(q_BTHD, features), products(k_BTHD, features)
+    return positive_features(a, b, half_squares(k_BTHD, mask), M=M, reset=reset)
 
 
 def whole_features(q_BTHD: Tensor, k_BTHD: Tensor, features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Features of queries and keys (B, T, H, F) where every token sees every other."""
-    b = exponents(k_BTHD, features, mask)
+    b = products(k_BTHD, features) - half_squares(k_BTHD, mask)[..., None]
     M = b.detach().amax(1, keepdim=True).clamp(min=LOWEST)
-    return query_features(q_BTHD, features, M), torch.exp(b - M)
-
-
-def query_features(q_BTHD: Tensor, features: Tensor, M: Tensor) -> Tensor:
-    """exp(W q + M - c), (B, T, H, F), for M (B, T or 1, H, F)."""
     a = products(q_BTHD, features) + M
-    return torch.exp(a - a.detach().amax(-1, keepdim=True))
+    return torch.exp(a - a.detach().amax(-1, keepdim=True)), torch.exp(b - M)
 
 
 def relu_features(x_BTHD: Tensor, features: Tensor, eps: float, mask: Tensor | None = None) -> Tensor:

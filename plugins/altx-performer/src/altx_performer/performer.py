@@ -22,6 +22,7 @@ from altx_kernels.linear_recurrence import linear_recurrence
 from altx_performer import favor
 from altx_performer.config import PerformerConfig
 from altx_performer.features import FeatureNorm, RandomFeatures
+from altx_performer.kernels.positive_features import LOWEST
 
 LEAVES = {"S": Leaf(fp32=True), "max": Leaf(fp32=True), "features": Leaf(kind="external", fp32=True)}
 
@@ -88,7 +89,7 @@ class Performer(Layer):
         count = features.shape[0]
         leaves = {
             "S": torch.zeros(batch, self.heads, count, self.head_dim + 1, **options),
-            "max": torch.full((batch, self.heads, count), favor.LOWEST, **options),
+            "max": torch.full((batch, self.heads, count), LOWEST, **options),
             "features": features.to(**options).repeat(batch, 1, 1),
         }
         if self.kernel == "relu":
