@@ -2,8 +2,9 @@
 
 P pairs of row and head, T tokens, R rounds, S slots, D head width, b block, w = reach + b window.
 
-The rounds' results, weighted by their shares of the normaliser (section 2 of the paper, equation 6 of its appendix), are
-one softmax over all slots that a token sees in any round. So one normaliser per token is all that the backward pass needs: scores are computed again, piece by piece, and memory stays linear in T.
+The rounds' results, each weighted by its share of the normaliser, are one softmax over all that a token sees in any
+round. So one normaliser per token is all that the backward pass needs: scores are computed again, piece by piece, and
+memory is linear in T.
 """
 
 from __future__ import annotations
@@ -203,12 +204,12 @@ def _backward(
             )
             blocks[own, :, :width] += dk[:, columns]
             blocks[own, :, width:] += dv[:, columns]
-    own = d_both[place.lead :]
-    d_tokens = place.sum_rounds(own)
+    told = d_both[place.lead :]
+    d_tokens = place.sum_rounds(told)
     if place.order.echo:
         # Copies of chunks, which only answer.
         def copies(x: Tensor) -> Tensor:
             return x.reshape(place.count * place.slots.shape[1], -1, *x.shape[1:])[:, : place.order.echo].flatten(0, 1)
 
-        d_tokens.flatten(0, 1).index_add_(0, copies(place.rows), copies(own))
+        d_tokens.flatten(0, 1).index_add_(0, copies(place.rows), copies(told))
     return place.sum_rounds(dq.reshape(-1, width)), d_tokens

@@ -66,7 +66,7 @@ class ReformerConfig(HeadsConfig):
     )
     attend_across_buckets: bool = Field(
         True,
-        description="with published chunks, a token also sees other buckets' tokens in its chunk and the one before",
+        description="with published chunks, a token also sees what other buckets have in them",
     )
     scale: float | None = Field(None, gt=0, description="factor of the scores; default: 1 / sqrt(head_dim)")
     norm_eps: float = Field(
@@ -108,6 +108,12 @@ class LocalConfig(HeadsConfig):
     before: int = Field(1, ge=0, description="chunks in front of its own that a token sees")
     after: int = Field(1, ge=0, description="chunks behind its own that a token sees where the context is not causal")
     out_bias: bool = Field(True, description="bias on the projection out")
+
+    @model_validator(mode="after")
+    def _sees_others(self) -> Self:
+        if self.chunk_size == 1 and not self.before:
+            raise ValueError("with chunk_size 1 and before 0 a token sees itself only; use chunk_size 2 or before 1")
+        return self
 
 
 def local_capabilities(config: LocalConfig) -> Capabilities:

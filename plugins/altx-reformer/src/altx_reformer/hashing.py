@@ -26,9 +26,8 @@ def hashed(qk_BTHD: Tensor, rotations_HDRK: Tensor, factors: Sequence[int]) -> T
     h(q) = argmax([q R, -q R]); with several factors, one such number for each, the first the least significant.
     """
     dtype = torch.promote_types(qk_BTHD.dtype, torch.float32)
-    batch, length, heads, width = qk_BTHD.shape
     x = qk_BTHD.to(dtype).transpose(1, 2)
-    table = rotations_HDRK.to(dtype).flatten(2).expand(heads, -1, -1)
+    table = rotations_HDRK.to(dtype).flatten(2).expand(qk_BTHD.shape[2], -1, -1)
     turned = torch.matmul(x, table).unflatten(-1, rotations_HDRK.shape[2:])
     bucket, place = torch.zeros((), dtype=torch.int64, device=x.device), 1
     for part, factor in zip(turned.split([n // 2 for n in factors], -1), factors, strict=True):

@@ -32,4 +32,19 @@ def altx_token_mixers() -> Iterable[MixerSpec]:
             capabilities="altx_reformer.config:capabilities",
             paper=PAPER,
         ),
+        MixerSpec(
+            "reformer-local",
+            summary="Reformer's local attention: softmax attention within a chunk and the chunk before it",
+            description=(
+                "y_t = W_o sum_j softmax_j(q_t . k_j / sqrt(head_dim)) v_j, j in t's chunk of chunk_size tokens or\n"
+                "in one of the `before` chunks in front of it (an encoder: or `after` behind it); j <= t if causal.\n"
+                "Linear in T: 4 chunk_size (1 + before) dim FLOPs per token beside the projections.\n"
+                "State: the last (1 + before) chunk_size - 1 keys and values, 2 dim numbers each, however long T.\n"
+                "Use it beside `reformer` or a recurrent mixer: near tokens exactly, far ones not at all."
+            ),
+            build="altx_reformer.local:build",
+            config="altx_reformer.config:LocalConfig",
+            capabilities="altx_reformer.config:local_capabilities",
+            paper=PAPER,
+        ),
     ]

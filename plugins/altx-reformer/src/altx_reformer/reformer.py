@@ -120,8 +120,10 @@ class Reformer(Layer):
         wide = qk_BTHD.to(torch.promote_types(qk_BTHD.dtype, torch.float32))
         if config.norm_eps:
             square = wide.square().mean(-1, keepdim=True)
-            return (wide * (square + config.norm_eps).rsqrt() * (scale * self.width**-0.5)).to(qk_BTHD.dtype)
-        return (F.normalize(wide, dim=-1) * scale).to(qk_BTHD.dtype)
+            k: Tensor = wide * (square + config.norm_eps).rsqrt() * (scale * self.width**-0.5)
+        else:
+            k = F.normalize(wide, dim=-1) * scale
+        return k.to(qk_BTHD.dtype)
 
     def sorted(
         self, q: Tensor, k: Tensor, v: Tensor, bucket_BTHR: Tensor, document_BT: Tensor, mask_BT: Tensor | None
@@ -188,7 +190,8 @@ def _attended(q_BTHD: Tensor, k_BTHD: Tensor, v_BTHD: Tensor, order: Order) -> T
     """Attention in an order of the pairs of row and head, in float32 at least: (B, T, H, D)."""
     dtype = torch.promote_types(torch.promote_types(q_BTHD.dtype, k_BTHD.dtype), torch.float32)
     q, k, v = (t.to(dtype).transpose(1, 2).flatten(0, 1) for t in (q_BTHD, k_BTHD, v_BTHD))
-    return attend(q, k, v, order).unflatten(0, (-1, q_BTHD.shape[2])).transpose(1, 2)
+    y: Tensor = attend(q, k, v, order).unflatten(0, (-1, q_BTHD.shape[2]))
+    return y.transpose(1, 2)
 
 
 def _block(reach: int) -> int:
