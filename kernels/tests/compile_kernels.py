@@ -26,6 +26,7 @@ MODULES = {
     "linear-recurrence": "altx_kernels.linear_recurrence.triton",
     "delta-rule": "altx_kernels.delta_rule.triton",
     "selective-scan": "altx_mamba.kernels.selective_scan.triton",
+    "rotary": "altx_attention.kernels.rotary.triton",
 }
 # Bytes a thread may keep in memory: a few words that are parked cost nothing. The scan's gradient unrolls tokens; three
 # TF32 parts of q, k and the state do not fit into 255 registers. Triton 3.7, which torch 2.13 for CUDA brings, keeps
@@ -56,6 +57,9 @@ def calls(op: str, dtype: torch.dtype) -> list[tuple[Any, ...]]:
     if op == "linear-recurrence":
         group = zeros(B, T, 1, K)
         return [(group, group, heads, torch.zeros(g), state, *place) for g in ((B, T, H), (B, T, H, K))]
+    if op == "rotary":
+        angle = torch.zeros(B, T, K // 4)
+        return [(heads, angle, angle, first, first > 0, False) for first in (0, K // 2)]
     if op == "delta-rule":
         return [(heads, heads, heads, heads, heads, torch.zeros(B, T, H, K), state, *place)]
     x, b, A, d = zeros(B, T, D), zeros(B, T, N), torch.zeros(D, N), torch.zeros(D)
@@ -66,6 +70,8 @@ def backward(op: str, call: tuple[Any, ...], outputs: Any) -> tuple[Any, ...]:
     """Arguments of the backward function of a call."""
     if op == "gated-rms-norm":
         return (outputs, *call)
+    if op == "rotary":
+        return (outputs, *call[1:-1], True)
     if op == "linear-recurrence":
         return (*outputs, *call, outputs[1])
     if op == "selective-scan":

@@ -116,11 +116,20 @@ def scans() -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+def rotations() -> list[dict[str, Any]]:
+    def rotation(T: int, E: int, rows: int = 1, **options: Any) -> dict[str, Any]:
+        angle = randn(rows, T, E, seed=1, grad=False)
+        return {"x": randn(2, T, 3, 19), "cos": angle.cos(), "sin": angle.sin()} | options
+
+    return [rotation(5, 9), rotation(5, 3, rows=2, first=4, interleave=True), rotation(1, 8), rotation(0, 2)]
+
+
 OPS: dict[str, tuple[str, str, Callable[[], list[dict[str, Any]]]]] = {
     "causal-conv1d": ("altx_kernels.causal_conv1d", "CAUSAL_CONV1D", convs),
     "gated-rms-norm": ("altx_kernels.gated_rms_norm", "GATED_RMS_NORM", norms),
     "linear-recurrence": ("altx_kernels.linear_recurrence", "OP", recurrences),
     "delta-rule": ("altx_kernels.delta_rule", "DELTA_RULE", deltas),
+    "rotary": ("altx_attention.kernels.rotary", "OP", rotations),
     "selective-scan": ("altx_mamba.kernels.selective_scan", "OP", scans),
 }
 

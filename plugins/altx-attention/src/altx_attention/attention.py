@@ -16,9 +16,10 @@ from altx_attention.cache import GrowingCache, WindowCache
 from altx_attention.cached import CachedAttention, Places
 from altx_attention.config import AttentionConfig
 from altx_attention.initial import as_in_gpt2
+from altx_attention.kernels.rotary import rotary
 from altx_attention.kernels.softmax_attention import attention
 from altx_attention.norm import RMSNorm
-from altx_attention.rotary import angles, rotate
+from altx_attention.rotary import turns
 
 
 class Attention(CachedAttention):
@@ -101,8 +102,8 @@ class Attention(CachedAttention):
         if self.q_norm is not None and self.k_norm is not None and self.norms_heads:
             q, k = self.q_norm(q), self.k_norm(k)
         if self.rotated:
-            turn = angles(position, self.rotated, self.rope_theta, x.dtype)
-            q, k = rotate(q, turn), rotate(k, turn)
+            turn = turns(position, self.rotated, self.rope_theta, x.dtype)
+            q, k = rotary(q, *turn), rotary(k, *turn)
         return [q, *gate], {"k": k, "v": v}
 
     def attend(self, queries: list[Tensor], slots: Mapping[str, Tensor], where: Places) -> Tensor:

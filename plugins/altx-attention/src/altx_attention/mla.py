@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from altx.spec import BuildContext
 from altx_attention.cache import GrowingCache
 from altx_attention.cached import CachedAttention, Places
+from altx_attention.kernels.rotary import rotary
 from altx_attention.kernels.softmax_attention import attention
 from altx_attention.mla_config import LatentAttentionConfig
 from altx_attention.norm import RMSNorm
-from altx_attention.rotary import angles, neighbours_apart, rotate
+from altx_attention.rotary import turns
 
 
 class LatentAttention(CachedAttention):
@@ -103,16 +104,14 @@ class LatentAttention(CachedAttention):
     def project(self, x: Tensor, position: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Queries (B, T, H, N + P) and the latents (B, T, R + P), both rotated."""
         q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x))) if self.compresses_queries else self.q_proj(x)
-        q_nope, q_rope = q.unflatten(-1, (self.heads, -1)).split([self.nope, self.rope], -1)
-        latent, k_rope = self.kv_a_proj_with_mqa(x).split([self.rank, self.rope], -1)
+        q = q.unflatten(-1, (self.heads, -1))
+        latent = self.kv_a_proj_with_mqa(x)
+        latent = torch.cat([self.kv_a_layernorm(latent[..., : self.rank]), latent[..., self.rank :]], -1)
         if self.rotary:
-            turn = angles(position, self.rope, self.rope_theta, x.dtype)
-            if self.interleave:
-                # The order of features is the same for queries and keys, and so of no consequence.
-                q_rope, k_rope = neighbours_apart(q_rope), neighbours_apart(k_rope)
-            q_rope, k_rope = rotate(q_rope, turn), rotate(k_rope[:, :, None], turn)[:, :, 0]
-        latent = torch.cat([self.kv_a_layernorm(latent), k_rope], -1)
-        return [torch.cat([q_nope, q_rope], -1)], {"latent": latent}
+            turn = turns(position, self.rope, self.rope_theta, x.dtype)
+            q = rotary(q, *turn, first=self.nope, interleave=self.interleave)
+            latent = rotary(latent[:, :, None], *turn, first=self.rank, interleave=self.interleave)[:, :, 0]
+        return [q], {"latent": latent}
 
     def _expanded(self, q_BTHK: Tensor, latent: Tensor, where: Places) -> Tensor:
         """(B, T, H, V) with the keys and values of every head and slot."""
