@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from altx.capabilities import Capabilities
 from altx.config import Config
 from altx_linear_attention.heads import fit_heads
+
+Auto = Literal["auto"] | Annotated[int, Field(gt=0)]
+"""A size, or that of the authors where it fits."""
 
 
 class LinearAttentionConfig(Config):

@@ -90,8 +90,9 @@ class GLA(Recurrent):
         o, after["kv"] = linear_recurrence(
             q, real(k, batch), v, real(g, batch), initial_state=state["kv"] if state else None, reset=batch.reset
         )
-        normed = self.g_norm(o) if self.g_proj is None else self.g_norm_swish_gate(o, self.g_proj(batch.x))
-        y: Tensor = self.o_proj(normed)
+        norm = self.g_norm_swish_gate or self.g_norm
+        assert norm is not None
+        y: Tensor = self.o_proj(norm(o, None if self.g_proj is None else self.g_proj(batch.x)))
         return y, after
 
     def _log_decay(self, batch: RealFirst) -> Tensor:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from pydantic import Field
 
 from altx.config import Config
-from altx_linear_attention.heads import fit_heads, head_width
+from altx_linear_attention.config import Auto
+from altx_linear_attention.heads import head_width
 
 
 class HGRN2Config(Config):
     """Config of `hgrn2`. The defaults are those of the paper's language models and of fla."""
 
-    expand_ratio: int | None = Field(
-        None, gt=0, description="rows of a head's state and its width; default: 128, or two or more narrower heads"
+    expand_ratio: Auto = Field(
+        "auto", description="K, width of a head and rows of its state; auto: 128, or the widest of which two fit"
     )
     lower_bound: bool = Field(True, description="forget gates have lower bounds, which rise from block to block")
     short_conv: bool = Field(False, description="short convolutions behind the projections of q, forget gate and input")
@@ -22,14 +23,15 @@ class HGRN2Config(Config):
 
     def heads(self, dim: int) -> int:
         """H at model width `dim`."""
-        return dim // (self.expand_ratio or head_width(dim, 128))
+        return dim // (head_width(dim, 128) if self.expand_ratio == "auto" else self.expand_ratio)
 
     def fit(self, dim: int) -> None:
-        if self.expand_ratio and dim % self.expand_ratio:
-            usable = [n for n in range(1, dim + 1) if dim % n == 0]
-            near = [n for n in usable if n < self.expand_ratio][-1:] + [n for n in usable if n > self.expand_ratio][:1]
-            raise ValueError(
-                f"dim {dim} is not divisible by expand_ratio {self.expand_ratio}; use expand_ratio "
-                f"{' or '.join(map(str, near))}, or dim {-(-dim // self.expand_ratio) * self.expand_ratio}"
-            )
-        fit_heads(dim, self.heads(dim))
+        width = self.expand_ratio
+        if width == "auto" or dim % width == 0:
+            return
+        usable = [n for n in range(1, dim + 1) if dim % n == 0]
+        near = [n for n in usable if n < width][-1:] + [n for n in usable if n > width][:1]
+        raise ValueError(
+            f"dim {dim} is not divisible by expand_ratio {width}; "
+            f"use expand_ratio {' or '.join(map(str, near))}, or dim {-(-dim // width) * width}"
+        )

@@ -24,7 +24,7 @@ from altx_linear_attention.recurrent import Recurrent, real
 
 def elu(x: Tensor) -> Tensor:
     """elu(x) + 1, equation 7."""
-    return F.elu(x) + 1
+    return F.elu(x).add_(1)
 
 
 def softmax(x: Tensor) -> Tensor:
