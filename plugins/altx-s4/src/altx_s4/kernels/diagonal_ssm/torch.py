@@ -181,7 +181,9 @@ def _scan(x: Tensor, h: Tensor, system: _System, reset: Tensor | None, lengths: 
         for lag in range(chunk):
             same = which[..., lag:] == which[..., : chunk - lag]
             seen = torch.where(same[..., None, None], x[:, :, : chunk - lag], 0)
-            y = torch.cat([y[:, :, :lag], y[:, :, lag:] + torch.einsum("oih,bklih->bkloh", system.kernel[lag], seen)], 2)
+            y = torch.cat(
+                [y[:, :, :lag], y[:, :, lag:] + torch.einsum("oih,bklih->bkloh", system.kernel[lag], seen)], 2
+            )
     return y.flatten(1, 2)[:, :tokens], h
 
 
