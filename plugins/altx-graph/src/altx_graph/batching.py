@@ -37,7 +37,8 @@ def to_tokens(batch: Any, rows: int | None = None, length: int | None = None) ->
     row = torch.zeros(len(x), dtype=torch.int64, device=x.device) if row is None else row
     if bool((row.diff() < 0).any()):
         raise UnsupportedContext("the nodes of each graph must be next to each other: batch.batch does not ascend")
-    count = row.bincount(minlength=rows or getattr(batch, "num_graphs", 0))
+    graphs: int = getattr(batch, "num_graphs", 1) if rows is None else rows
+    count = row.bincount(minlength=graphs)
     rows = len(count) if rows is None else rows
     longest = int(count.max()) if len(count) else 0
     length = longest if length is None else length

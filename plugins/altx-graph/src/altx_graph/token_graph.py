@@ -24,7 +24,7 @@ class TokenGraph:
         offsets: how many real tokens back an edge may come from, the farthest first. Without `causal`, also forward.
         nearest: how many of them are kept, those nearest in feature space (Euclidean); None for all.
         loops: whether a token has an edge from itself.
-        degrees: whether edges are counted.
+        degrees: whether edges are counted; only with loops.
     """
 
     offsets: Sequence[int]
@@ -41,18 +41,17 @@ class TokenGraph:
         """The edges into the tokens of the call."""
         rows, size = slots.x.shape[:2]
         length = size - slots.kept
-        offsets = list(self.offsets) if causal else [*self.offsets, *(-o for o in reversed(self.offsets))]
-        every = offsets if self.nearest is not None or not self.loops else self._with_loop(offsets)
-        back = torch.tensor(every, device=slots.x.device)
+        own = [0] if self.loops and self.nearest is None else []
+        offsets = [*self.offsets, *own, *([] if causal else [-o for o in reversed(self.offsets)])]
+        back = torch.tensor(offsets, device=slots.x.device)
         target = torch.arange(slots.kept, size, device=slots.x.device)
         source_TO = target[:, None] - back
         there = (source_TO >= 0) & (source_TO < size)
         source_TO = source_TO.clamp(0, size - 1)
         source, there = source_TO.expand(rows, -1, -1), there.expand(rows, -1, -1)
         if slots.document is not None:
-            document = slots.document
-            own = document[:, slots.kept :, None]
-            there = there & (document[:, source_TO] == own) & (own >= 0)
+            # Masked tokens and empty slots are of one document, which no real token is of.
+            there = there & (slots.document[:, source_TO] == slots.document[:, slots.kept :, None])
         if self.nearest is not None:
             source, there = self._choose(slots, offsets, source, there)
         row = torch.arange(rows, device=slots.x.device)[:, None, None]
@@ -64,11 +63,6 @@ class TokenGraph:
             degree=self._degree(slots, there) if self.degrees else None,
         )
 
-    @staticmethod
-    def _with_loop(offsets: list[int]) -> list[int]:
-        middle = sum(o > 0 for o in offsets)
-        return [*offsets[:middle], 0, *offsets[middle:]]
-
     def _choose(self, slots: Slots, offsets: list[int], source: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
         """The nearest of each token's candidates, (B, T, k), and itself."""
         assert self.nearest is not None
@@ -77,11 +71,8 @@ class TokenGraph:
         source, there = source.gather(2, best), there.gather(2, best)
         if self.loops:
             own = torch.arange(slots.kept, slots.x.shape[1], device=source.device)[:, None]
-            real = torch.ones_like(there[..., :1])
-            if slots.document is not None:
-                real = slots.document[:, slots.kept :, None] >= 0
             source = torch.cat([source, own.expand_as(source[..., :1])], -1)
-            there = torch.cat([there, real], -1)
+            there = torch.cat([there, torch.ones_like(there[..., :1])], -1)
         return source, there
 
     def _degree(self, slots: Slots, there: Tensor) -> Tensor:
@@ -90,8 +81,6 @@ class TokenGraph:
         Those into a kept token come from tokens that are gone; how many there were follows from its place.
         """
         degree = there.sum(-1)
-        if not self.loops:
-            degree = degree + 1
         if not slots.kept:
             return degree
         assert slots.place is not None
