@@ -84,11 +84,6 @@ REFUSED: list[tuple[dict, type[AltxError], str]] = [
     ({"mixer": "needy"}, CompositionError, "needs first_value from an earlier layer"),
     ({"mixer": "needy,source"}, CompositionError, "blocks[0].sublayers[0].mixer: mixer 'needy'"),
     ({"mixer": "source,late"}, CompositionError, "does not stream and needs first_value of every token"),
-    (
-        {"mixer": "source", "memory": "notebook", "attach": "controller"},
-        CompositionError,
-        "exports values for later layers",
-    ),
     ({"mixer": "average", "memory": "echo"}, CompositionError, "so it only attaches as controller"),
     ({"blocks": [{"sublayers": [{"memory": "echo"}]}]}, CompositionError, "so it only attaches as controller"),
     (

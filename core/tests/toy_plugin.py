@@ -12,7 +12,7 @@ from altx import BuildContext, MemorySpec, MixerSpec, RouterSpec, hookimpl
 from altx.capabilities import Capabilities, MemoryCapabilities, RouterCapabilities
 from altx.config import Config, RouterConfig
 from altx.context import Context
-from altx.layer import FRESH, Layer, advanced
+from altx.layer import FRESH, Layer, Output, advanced
 from altx.memory import Memory, Read
 from altx.router import Route, Router, Targets
 from altx.state import Leaf, State
@@ -54,6 +54,29 @@ def needy_capabilities(config: Config) -> Capabilities:
 
 def source_capabilities(config: Config) -> Capabilities:
     return replace(MovingAverage.capabilities, provides=frozenset({"first_value"}))
+
+
+def sharer_capabilities(config: Config) -> Capabilities:
+    return Sharer.capabilities
+
+
+class Sharer(MovingAverage):
+    """Adds to its input what the first of its kind was given; the first exports that."""
+
+    capabilities = replace(MovingAverage.capabilities, shares=frozenset({"first_input"}))
+
+    def __init__(self, dim: int, first: bool) -> None:
+        super().__init__(dim)
+        self.first = first
+
+    def forward(self, x: Tensor, ctx: Context = FRESH, state: State | None = None) -> Output:
+        if not self.first:
+            return super().forward(x + ctx.shared["first_input"], ctx, state)
+        return replace(super().forward(x, ctx, state), exports={"first_input": x})
+
+
+def build_sharer(config: Config, ctx: BuildContext) -> Layer:
+    return Sharer(ctx.dim, "first_input" not in ctx.exported)
 
 
 def late_capabilities(config: Config) -> Capabilities:
@@ -176,6 +199,7 @@ def altx_token_mixers() -> list[MixerSpec]:
         _mixer("needy", "EmptyConfig", "needy_capabilities"),
         _mixer("source", "EmptyConfig", "source_capabilities"),
         _mixer("late", "EmptyConfig", "late_capabilities"),
+        _mixer("sharer", "EmptyConfig", "sharer_capabilities", "build_sharer"),
         _mixer("wrong", "EmptyConfig", "average_capabilities", "build_wrong"),
         _mixer("raises", "EmptyConfig", "average_capabilities", "build_raises"),
         _mixer("nowhere", "Missing", "average_capabilities"),

@@ -129,6 +129,7 @@ class ControllerAttach(_Attached):
         outputs: list[Tensor] = []
         losses: dict[str, Tensor] = {}
         metrics: dict[str, Tensor] = {}
+        exports: dict[str, list[Tensor]] = {}
         for t in range(x.shape[1]):
             here = ctx.slice(t, t + 1)
             if here.reset is not None:
@@ -136,6 +137,8 @@ class ControllerAttach(_Attached):
             mixed = self.mixer(self.input(torch.cat([x[:, t : t + 1], read[:, None]], -1)), here, children.get("mixer"))
             scan, value = read_value(self.memory, mixed.y, here, State(children=children))
             outputs.append(mixed.y + value)
+            for name, exported in mixed.exports.items():
+                exports.setdefault(name, []).append(exported)
             read = value[:, 0] if here.mask is None else torch.where(here.mask, value[:, 0], read)
             children["memory"] = scan.state
             if mixed.state is not None:
@@ -147,8 +150,11 @@ class ControllerAttach(_Attached):
             ):
                 for name, value in part.items():
                     into[name] = into.get(name, torch.zeros_like(value)) + value * share
-        y = torch.cat(outputs, 1) if outputs else x
-        return Output(y, State({"read": read}, start.spec, children) if state else None, losses, metrics)
+        after = State({"read": read}, start.spec, children) if state else None
+        if not outputs:
+            return Output(x, after, losses, metrics, self.mixer(x, ctx, children.get("mixer")).exports)
+        whole = {name: torch.cat(each, 1) for name, each in exports.items()}
+        return Output(torch.cat(outputs, 1), after, losses, metrics, whole)
 
 
 def _real(ctx: Context, x: Tensor) -> Tensor:

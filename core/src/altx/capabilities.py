@@ -41,6 +41,8 @@ class Capabilities:
         deterministic: same weights, inputs and state give the same output.
         requires: names in `ctx.shared` that an earlier layer must export.
         provides: names it exports.
+        shares: names that the first layer of a model exports and the later ones read: in a model, each is one that
+            the layer provides or one that it requires. A router's target provides none.
         includes: which of "norm" and "residual" it already contains, so that a block adds neither.
         accepts_kv: a memory may add keys and values to its softmax.
         losses: names of the auxiliary losses it returns, with the weight that training should give each.
@@ -64,6 +66,7 @@ class Capabilities:
     deterministic: bool = True
     requires: frozenset[str] = frozenset()
     provides: frozenset[str] = frozenset()
+    shares: frozenset[str] = frozenset()
     includes: frozenset[str] = frozenset()
     accepts_kv: bool = False
     losses: Mapping[str, float] = field(default_factory=dict)
@@ -163,8 +166,23 @@ def meet(parts: Iterable[Capabilities]) -> Capabilities:
         deterministic=all(part.deterministic for part in parts),
         requires=frozenset().union(*(part.requires for part in parts)) - provides,
         provides=provides,
+        shares=frozenset().union(*(part.shares for part in parts)),
         compiles=all(part.compiles for part in parts),
     )
+
+
+def placed(part: Capabilities, exported: Iterable[str], *, target: bool = False) -> Capabilities:
+    """A layer at its place in a model: what it shares is exported by an earlier layer, or else by it.
+
+    Args:
+        exported: what earlier layers export.
+        target: whether a router chooses it. It does not get every token then, and exports nothing of what it shares.
+    """
+    if not part.shares:
+        return part
+    read = part.shares & frozenset(exported)
+    own: frozenset[str] = frozenset() if target else part.shares - read
+    return replace(part, shares=frozenset(), requires=part.requires | read, provides=part.provides | own)
 
 
 def routed(router: Capabilities, targets: Iterable[Capabilities]) -> Capabilities:

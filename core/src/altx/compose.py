@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -61,10 +62,15 @@ def build(blueprint: Blueprint, *, seed: int | None = None, device: str | None =
             torch.manual_seed(seed)
         config = blueprint.config
         blocks = []
+        ctx = BuildContext(dim=config.dim, num_layers=len(blueprint.blocks))
         for index, branches in enumerate(blueprint.blocks):
-            ctx = BuildContext(dim=config.dim, layer=index, num_layers=len(blueprint.blocks))
-            blocks.append(Stack(Residual(build_branch(b, ctx), config.dim, b.norm, config.norm_eps) for b in branches))
-        body: Layer = Stack(blocks)
+            sublayers = []
+            for branch in branches:
+                body = build_branch(branch, replace(ctx, layer=index))
+                sublayers.append(Residual(body, config.dim, branch.norm, config.norm_eps))
+                ctx = replace(ctx, exported=ctx.exported | branch.capabilities.provides)
+            blocks.append(Stack(sublayers))
+        body = Stack(blocks)
         if not body.capabilities.packing and body.capabilities.masked:
             body = Unpack(body)
         return Model(config, body)
@@ -102,7 +108,7 @@ def attach(mode: str, mixer: Layer, memory: Memory, dim: int) -> Layer:
 
 def _routed(branch: Branch, ctx: BuildContext) -> Layer:
     n = len(branch.targets)
-    many = BuildContext(dim=ctx.dim, layer=ctx.layer, num_layers=ctx.num_layers, num_targets=n)
+    many = replace(ctx, num_targets=n)
     router = build_part(branch.part, many, Router)
     if branch.grouped:
         return Routed(router, build_part(branch.targets[0].part, many, TargetBank, role="grouped"))

@@ -30,6 +30,7 @@ def in_pieces(layer: Layer, x: Tensor, ctx: Context, state: State | None) -> Out
     if length < 2 * piece:
         return None
     y, carried = None, state
+    exports: dict[str, list[Tensor]] = {}
     if carried is None:
         carried = layer.init_state(batch, device=x.device)
     for start in range(0, length, piece):
@@ -38,5 +39,8 @@ def in_pieces(layer: Layer, x: Tensor, ctx: Context, state: State | None) -> Out
         if y is None:
             y = out.y.new_empty(x.shape)  # in the dtype of the result, which autocast may have chosen
         y[:, now], carried = out.y, out.state
+        for name, exported in out.exports.items():
+            exports.setdefault(name, []).append(exported)
     assert y is not None
-    return Output(y, None if state is None else carried)
+    whole = {name: torch.cat(each, 1) for name, each in exports.items()}
+    return Output(y, None if state is None else carried, exports=whole)

@@ -6,10 +6,10 @@ imports torch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from altx.capabilities import Capabilities, MemoryCapabilities, RouterCapabilities, adapted, meet, routed
+from altx.capabilities import Capabilities, MemoryCapabilities, RouterCapabilities, adapted, meet, placed, routed
 from altx.config import MAX_BLOCKS, Block, Body, ComponentRef, Config, ModelConfig, RouterConfig, validate
 from altx.errors import BrokenPlugin, CompositionError, ConfigError
 from altx.registry import Component, Registry, describe
@@ -145,8 +145,13 @@ class _Resolver:
             raise ConfigError(f"blocks: {count} with their repeats are more than {MAX_BLOCKS}")
         for index, block in enumerate(self.config.blocks):
             path = f"blocks[{index}].sublayers"
-            branches = tuple(self.branch(s, f"{path}[{i}]", s.norm) for i, s in enumerate(block.sublayers))
-            blocks += [branches] * block.repeat
+            known = None
+            for _ in range(block.repeat):
+                # What a layer shares it exports in the first repeat only.
+                if known != self.exports:
+                    known = set(self.exports)
+                    branches = tuple(self.branch(s, f"{path}[{i}]", s.norm) for i, s in enumerate(block.sublayers))
+                blocks.append(branches)
         plain = self.config.model_dump()
         plain["blocks"] = [{"sublayers": [_plain(b) | {"norm": b.norm} for b in block]} for block in blocks]
         return Blueprint(
@@ -156,11 +161,12 @@ class _Resolver:
             tuple(self.notes),
         )
 
-    def branch(self, body: Body, path: str, norm: str) -> Branch:
+    def branch(self, body: Body, path: str, norm: str, target: bool = False) -> Branch:
         if body.mixer:
-            branch = self.mixer(body, path, norm)
+            branch = self.mixer(body, path, norm, target)
         elif body.feed_forward:
-            branch = self.plain(self.part("feed-forward", body.feed_forward, f"{path}.feed_forward"), norm)
+            part = self.part("feed-forward", body.feed_forward, f"{path}.feed_forward", target)
+            branch = self.plain(part, norm)
         elif body.router:
             branch = self.routed(body, path, norm)
         else:
@@ -171,8 +177,9 @@ class _Resolver:
             branch = self.plain(memory, norm)
         return self.directed(branch)
 
-    def part(self, kind: str, ref: ComponentRef, path: str) -> Part:
+    def part(self, kind: str, ref: ComponentRef, path: str, target: bool = False) -> Part:
         part = resolve_part(self.registry, kind, ref, path, self.config.dim)
+        part = replace(part, capabilities=placed(part.capabilities, self.exports, target=target))
         missing = part.capabilities.requires - self.exports
         if missing:
             raise CompositionError(
@@ -205,9 +212,9 @@ class _Resolver:
             self.note(f"{part} does not stream: every step runs the whole prefix again (prefix replay, O(T^2))")
         return Branch(part, None, "", (), False, tuple(adapters), False, norm, capabilities)
 
-    def mixer(self, body: Body, path: str, norm: str) -> Branch:
+    def mixer(self, body: Body, path: str, norm: str, target: bool) -> Branch:
         assert body.mixer
-        part = self.part("mixer", body.mixer, f"{path}.mixer")
+        part = self.part("mixer", body.mixer, f"{path}.mixer", target)
         branch = self.plain(part, norm)
         if not body.memory:
             return branch
@@ -215,14 +222,9 @@ class _Resolver:
         self.once(part, ("residual", "norm"), "a memory is attached to it")
         attach = self.attach_mode(memory, body.attach, f"{path}.attach")
         if attach == "controller":
-            if not part.capabilities.steps or part.capabilities.provides:
-                reason = (
-                    "exports values for later layers"
-                    if part.capabilities.provides
-                    else "cannot be fed one token at a time"
-                )
+            if not part.capabilities.steps:
                 raise CompositionError(
-                    f"{path}.attach: {part} {reason}, so it cannot be the controller of {memory}",
+                    f"{path}.attach: {part} cannot be fed one token at a time, so it is no controller of {memory}",
                     hint="use attach residual or gate, or a mixer that streams by token (mamba, attention, ...)",
                 )
             if not memory.capabilities.steps:
@@ -282,7 +284,7 @@ class _Resolver:
             )
         targets: list[Branch] = []
         for index, target in enumerate(body.targets):
-            branch = self.branch(target, f"{path}.targets[{index}]", "none")
+            branch = self.branch(target, f"{path}.targets[{index}]", "none", target=True)
             self.once(branch.part, ("residual", "norm"), "a router weighs it")
             targets += [branch] * target.repeat
         if isinstance(router.config, RouterConfig):

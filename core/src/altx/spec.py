@@ -29,12 +29,14 @@ class BuildContext:
         layer: index of the block, counted from 0.
         num_layers: number of blocks.
         num_targets: for a router, how many targets it chooses among; else 0.
+        exported: names that earlier layers export.
     """
 
     dim: int
     layer: int = 0
     num_layers: int = 1
     num_targets: int = 0
+    exported: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
