@@ -32,10 +32,15 @@ def softmax(x: Tensor) -> Tensor:
     return x.softmax(-1)
 
 
+def exp(x: Tensor) -> Tensor:
+    """In float32 at least: 16 bits would overflow beyond 11."""
+    return x.to(torch.promote_types(x.dtype, torch.float32)).exp()
+
+
 FEATURES: Mapping[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
     "elu": (elu, elu),
     "relu": (F.relu, F.relu),
-    "exp": (softmax, torch.exp),
+    "exp": (softmax, exp),
 }
 """phi of queries and of keys."""
 
