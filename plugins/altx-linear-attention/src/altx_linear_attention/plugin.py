@@ -111,8 +111,8 @@ def altx_token_mixers() -> Iterable[MixerSpec]:
             summary="mLSTM of xLSTM: a matrix memory with exponential input gates and a normaliser",
             description=(
                 "C_t = sigmoid(f_t) C_{t-1} + exp(i_t) k_t v_t^T,  n_t = sigmoid(f_t) n_{t-1} + exp(i_t) k_t,\n"
-                "y_t = W_o (sigmoid(W_g x_t) * norm(C_t^T q_t / max(|n_t . q_t|, 1))), in heads, in log space, so that\n"
-                "nothing overflows. i and f are one number per head and token: a token may outweigh all others.\n"
+                "y_t = W_o (sigmoid(W_g x_t) * norm(C_t^T q_t / max(|n_t . q_t|, 1))), in heads, in log space, so\n"
+                "that nothing overflows. i and f are one number per head and token: a token may outweigh all others.\n"
                 "Linear in T: 8 D^2 FLOPs of projections and 5 D K of recurrence per token, K = D / 2 / heads.\n"
                 "State: D K + D / 2 + heads numbers per row however long the sequence. The layer of xLSTM 7B."
             ),
