@@ -166,7 +166,9 @@ def test_converges_to_softmax_attention() -> None:
 
 def attend(q: Tensor, k: Tensor, v: Tensor, features: Tensor, causal: bool) -> Tensor:
     if not causal:
-        return favor.summed(*favor.whole_features(q, k, features, None), v)
+        q, k, u = map(favor.heads_as_rows, (q, k, v))
+        y = favor.summed(*favor.whole_features(q, k, features, None), u)
+        return y.unflatten(0, (len(v), -1)).transpose(1, 2)
     qf, kf, decay, _ = favor.causal_features(q, k, features, None, None, None)
     return favor.divided(linear_recurrence(qf, kf, favor.with_ones(v), decay)[0])
 

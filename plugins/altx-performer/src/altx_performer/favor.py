@@ -60,10 +60,12 @@ def causal_features(
 
 def whole_features(q_BTHD: Tensor, k_BTHD: Tensor, features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Features of queries and keys (B, T, H, F) where every token sees every other."""
-    b = products(k_BTHD, features) - half_squares(k_BTHD, mask)[..., None]
-    M = b.detach().amax(1, keepdim=True).clamp(min=LOWEST)
-    a = products(q_BTHD, features) + M
-    return torch.exp(a - a.detach().amax(-1, keepdim=True)), torch.exp(b - M)
+    a, b, half = products(q_BTHD, features), products(k_BTHD, features), half_squares(k_BTHD, mask)
+    with torch.no_grad():
+        M = (b - half[..., None]).amax(1).clamp(min=LOWEST)
+    # With the largest exponents known beforehand, nothing decays.
+    qf, kf, _, _ = positive_features(a, b, half, M=M)
+    return qf, kf
 
 
 def relu_features(x_BTHD: Tensor, features: Tensor, eps: float, mask: Tensor | None = None) -> Tensor:
@@ -72,10 +74,15 @@ def relu_features(x_BTHD: Tensor, features: Tensor, eps: float, mask: Tensor | N
     return f if mask is None else f.masked_fill(~mask[:, :, None, None], 0)
 
 
-def summed(qf: Tensor, kf: Tensor, v_BTHD: Tensor) -> Tensor:
-    """y (B, T, H, D) from the features of queries and keys (B, T, H, F), every token seeing every other."""
-    S = kf.permute(0, 2, 3, 1) @ with_ones(v_BTHD).transpose(1, 2)
-    return divided((qf.transpose(1, 2) @ S).transpose(1, 2))
+def heads_as_rows(x_BTHD: Tensor) -> Tensor:
+    """(B H, T, 1, D): what matrix products over T want, of the values and of their gradients."""
+    return x_BTHD.transpose(1, 2).flatten(0, 1)[:, :, None]
+
+
+def summed(qf: Tensor, kf: Tensor, v_NT1D: Tensor) -> Tensor:
+    """y (N, T, D) from the features of queries and keys (N, T, 1, F), every token seeing every other."""
+    S = kf.squeeze(2).mT @ with_ones(v_NT1D).squeeze(2)
+    return divided(qf.squeeze(2) @ S)
 
 
 def with_ones(v_BTHD: Tensor) -> Tensor:

@@ -137,14 +137,15 @@ class Performer(Layer):
         if mask is not None:
             # Whatever a masked token holds, NaN included, stays out of every sum.
             x = x.masked_fill(~mask[..., None], 0)
-        q, k, v = self._projected(x)
+            mask = mask.repeat_interleave(self.heads, 0)
+        q, k, v = map(favor.heads_as_rows, self._projected(x))
         with no_autocast(x.device):
             features = self.fast_attention.projection_matrix
             if self.kernel == "relu":
                 qf, kf = (favor.relu_features(t, features, self.relu_eps, mask) for t in (q, k))
             else:
                 qf, kf = favor.whole_features(q, k, features, mask)
-            y = favor.summed(qf, kf, v)
+            y = favor.summed(qf, kf, v).unflatten(0, (x.shape[0], self.heads)).transpose(1, 2)
         return Output(self._out(y, x))
 
     def _projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
