@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from altx_attention.kernels.softmax_attention import cases, flash, flex, reference, sdpa
+from altx_attention.kernels.softmax_attention import cases, flash, flex, native, reference, sdpa
 from altx_attention.kernels.softmax_attention.narrowing import narrowed, one_document, readable
 from altx_attention.kernels.softmax_attention.torch import attention as by_products
 from altx_kernels.arguments import check_floats, check_shapes
@@ -15,6 +15,7 @@ OP: Op[Tensor] = Op(
     reference.attention,
     [
         Backend("flash-attn", flash.attention, flash.unavailable, flash.absent),
+        Backend("native", native.attention, native.unavailable, native.LIBRARY.problem),
         Backend("sdpa", sdpa.attention, sdpa.unavailable),
         Backend("flex", flex.attention, flex.unavailable, flex.absent),
         Backend("torch", by_products),
