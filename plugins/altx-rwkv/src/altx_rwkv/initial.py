@@ -20,14 +20,17 @@ class Depth(NamedTuple):
     Args:
         rising: r, 0 in the first block and 1 in the last.
         falling: f, 1 in the first block and almost 0 in the last.
+        share: of the blocks, how many there are with this one.
     """
 
     rising: float
     falling: float
+    share: float
 
 
 def depth(ctx: BuildContext) -> Depth:
-    return Depth(ctx.layer / max(ctx.num_layers - 1, 1), 1 - ctx.layer / ctx.num_layers)
+    n = ctx.num_layers
+    return Depth(ctx.layer / max(n - 1, 1), 1 - ctx.layer / n, (ctx.layer + 1) / n)
 
 
 def channels(size: int) -> Tensor:
@@ -55,8 +58,20 @@ def per_channel(values: Tensor) -> nn.Parameter:
     return nn.Parameter(values.reshape(1, 1, -1))
 
 
+def bonus(size: int, place: Depth) -> Tensor:
+    """What the current token's key is multiplied by in RWKV-5 and RWKV-6: (size,)."""
+    return place.rising * (1 - ramp(size)) + 0.1 * zigzag(size)
+
+
+def head_norm(heads: int, dim: int, eps: float, scale: float) -> nn.GroupNorm:
+    """The norm of each head's output, whose weights start lower in earlier blocks."""
+    norm = nn.GroupNorm(heads, dim, eps=eps)
+    nn.init.constant_(norm.weight, scale**0.7)
+    return norm
+
+
 @torch.no_grad()
 def orthogonal(weight: Tensor, scale: float = 1.0) -> None:
-    """Orthogonal, rows or columns, with the gain that keeps variances where the output is wider than the input."""
+    """Orthogonal, rows or columns, and larger where there are more rows than columns."""
     rows, columns = weight.shape
-    nn.init.orthogonal_(weight, gain=scale * (sqrt(rows / columns) if rows > columns else 1.0))
+    nn.init.orthogonal_(weight, gain=scale * max(sqrt(rows / columns), 1.0))

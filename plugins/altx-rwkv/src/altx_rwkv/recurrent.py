@@ -24,6 +24,12 @@ class Recurrent(Layer):
     The state holds the last real token, as leaf `shift` (B, D), and what a subclass adds.
     """
 
+    exported: tuple[str, ...] = ()
+    """Names of what `mix` exports, each (B, T, D)."""
+
+    read: tuple[str, ...] = ()
+    """Names of what it reads of what earlier layers exported."""
+
     def param_groups(self) -> dict[str, dict[str, Any]]:
         """As in the authors' code: nothing decays but the matrices of linear maps."""
         return {name: {"weight_decay": 0.0} for name, _ in self.named_parameters() if not name.endswith(".weight")}
@@ -76,15 +82,24 @@ class Recurrent(Layer):
 
     def forward(self, x: Tensor, ctx: Context = FRESH, state: State | None = None) -> Output:
         if not x.shape[1]:
-            return Output(x, state)
+            return Output(x, state, exports={name: x for name in self.exported})
         if out := in_pieces(self, x, ctx, state):
             return out
         batch = real_first(x, ctx)
         past = state["shift"] if state else None
-        y, after, _ = self.mix(batch.x, token_before(batch, past), batch, {}, state)
+        shared = {name: real_first(ctx.shared[name], ctx).x for name in self.read}
+        y, after, exports = self.mix(batch.x, token_before(batch, past), batch, shared, state)
         if state is not None:
             state = state.replace(**after, shift=last_token(batch, state["shift"]), seen=advanced(state.seen, x, ctx))
-        return Output(batch.restore(y), state)
+        exports = {name: batch.restore(exported) for name, exported in exports.items()}
+        return Output(batch.restore(y), state, exports=exports)
+
+
+def real(x: Tensor, batch: RealFirst) -> Tensor:
+    """x (B, T, ...), in the order of `batch`, with zeros at its masked tokens."""
+    if batch.mask is None:
+        return x
+    return x.masked_fill(~batch.mask.reshape(*batch.mask.shape, *[1] * (x.dim() - 2)), 0)
 
 
 def token_before(batch: RealFirst, past: Tensor | None) -> Tensor:
