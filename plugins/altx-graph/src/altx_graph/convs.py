@@ -68,15 +68,20 @@ def convolve(conv: nn.Module, slots: Slots, edges: Edges) -> Tensor:
         index = torch.stack([edges.source, target.clamp(max=rows * size)])
         x = _padded(x_BSD, spare)
         index, weight = _normalised(index, edges, len(x), x.dtype)
-        y = conv(x, index, weight)[: rows * size]
+        matrix = _matrix(conv, index, weight, len(x), len(x)) if edges.made and not spare else None
+        y = (conv(x, index, weight) if matrix is None else conv(x, matrix))[: rows * size]
         return y.view(rows, size, dim)[:, kept:]
     index, attr = torch.stack([edges.source, edges.target]), edges.attr
     x = _padded(x_BSD[:, kept:], spare)
-    if isinstance(conv, pyg.GATv2Conv) and not edges.loops:
+    if isinstance(conv, pyg.GATv2Conv) and not edges.made:
         index, attr = pyg.remove_self_loops(index, attr)
         index, attr = pyg.add_self_loops(index, attr, fill_value=conv.fill_value, num_nodes=len(x))
-    options = {} if attr is None else {"edge_attr": attr}
-    y = conv((x_BSD.reshape(-1, dim), x) if kept else x, index, **options)[:nodes]
+    ends = (x_BSD.reshape(-1, dim), x) if kept else x
+    matrix = _matrix(conv, index, x.new_ones(index.shape[1]), len(x), rows * size) if edges.made and not spare else None
+    if matrix is not None:
+        y = conv(ends, matrix)
+    else:
+        y = conv(ends, index, **({} if attr is None else {"edge_attr": attr}))[:nodes]
     return y.view(rows, length, dim)
 
 
@@ -84,6 +89,21 @@ def _padded(x: Tensor, spare: int) -> Tensor:
     """x (B, T, D) as (B * T + spare, D)."""
     x = x.reshape(-1, x.shape[-1])
     return F.pad(x, (0, 0, 0, spare)) if spare else x
+
+
+def _matrix(conv: nn.Module, index: Tensor, weight: Tensor, targets: int, sources: int) -> Tensor | None:
+    """The edges as a sparse matrix, with which torch-geometric keeps no vector for every edge; None where it cannot.
+
+    Args:
+        index: (2, E) on a CPU, sorted by target, then source.
+        weight: (E,).
+    """
+    sums = isinstance(conv, pyg.GCNConv | pyg.SAGEConv | pyg.GINConv) and conv.aggr in ("add", "sum", "mean")
+    wide = weight.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
+    if not (sums and wide and torch.backends.mkl.is_available()):
+        return None
+    rows = F.pad(index[1].bincount(minlength=targets).cumsum(0), (1, 0))
+    return torch.sparse_csr_tensor(rows, index[0], weight, (targets, sources))
 
 
 def _normalised(index: Tensor, edges: Edges, nodes: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -25,14 +25,14 @@ class Edges:
         source: (E,) int64 into the B * S slots.
         target: (E,) int64 into the B * T tokens, B * T for an edge that is not there.
         attr: (E, F) or None.
-        loops: whether there is an edge from each token to itself, for a layer that wants one.
+        made: from the sequence: sorted by target, then source, and from each token to itself where the layer wants it.
         degree: (B, S) number of edges into each slot's token and 1 for itself, or None if nobody counted.
     """
 
     source: Tensor
     target: Tensor
     attr: Tensor | None = None
-    loops: bool = False
+    made: bool = False
     degree: Tensor | None = None
 
     def present(self, nodes: int) -> Edges:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 
+import torch
+
 with warnings.catch_warnings():
     # It still calls torch.jit.script, of which torch says at import that it will go.
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -19,6 +21,10 @@ with warnings.catch_warnings():
     )
     from torch_geometric.nn.conv.gcn_conv import gcn_norm  # type: ignore[import-untyped]
     from torch_geometric.utils import add_self_loops, remove_self_loops  # type: ignore[import-untyped]
+
+    # The first sparse matrix of a process says that they are in beta.
+    warnings.simplefilter("ignore", UserWarning)
+    torch.sparse_csr_tensor([0, 0], [], [], (1, 1), device="cpu")
 
 __all__ = [
     "BatchNorm",

@@ -41,8 +41,8 @@ class TokenGraph:
         """The edges into the tokens of the call."""
         rows, size = slots.x.shape[:2]
         length = size - slots.kept
-        own = [0] if self.loops and self.nearest is None else []
-        offsets = [*self.offsets, *own, *([] if causal else [-o for o in reversed(self.offsets)])]
+        ahead = [] if causal else [-o for o in reversed(self.offsets)]
+        offsets = [*self.offsets, *([0] if self.loops else []), *ahead]
         back = torch.tensor(offsets, device=slots.x.device)
         target = torch.arange(slots.kept, size, device=slots.x.device)
         source_TO = target[:, None] - back
@@ -59,21 +59,18 @@ class TokenGraph:
         return Edges(
             (row * size + source).flatten(),
             into.where(there, rows * length).flatten(),
-            loops=self.loops,
+            made=True,
             degree=self._degree(slots, there) if self.degrees else None,
         )
 
     def _choose(self, slots: Slots, offsets: list[int], source: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
-        """The nearest of each token's candidates, (B, T, k), and itself."""
+        """The nearest of each token's candidates, in their order, and itself: (B, T, k)."""
         assert self.nearest is not None
         far = distances(slots, offsets).masked_fill(~there, torch.inf)
-        best = far.topk(min(self.nearest, len(offsets)), dim=-1, largest=False).indices
-        source, there = source.gather(2, best), there.gather(2, best)
         if self.loops:
-            own = torch.arange(slots.kept, slots.x.shape[1], device=source.device)[:, None]
-            source = torch.cat([source, own.expand_as(source[..., :1])], -1)
-            there = torch.cat([there, torch.ones_like(there[..., :1])], -1)
-        return source, there
+            far[..., offsets.index(0)] = -1
+        best = far.topk(min(self.nearest + self.loops, len(offsets)), dim=-1, largest=False).indices.sort(-1).values
+        return source.gather(2, best), there.gather(2, best)
 
     def _degree(self, slots: Slots, there: Tensor) -> Tensor:
         """(B, S) edges into each slot, one from itself among them.
