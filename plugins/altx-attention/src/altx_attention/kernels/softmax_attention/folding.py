@@ -14,8 +14,9 @@ from altx_attention.kernels.softmax_attention.visibility import Place
 
 
 def block_size(window: int) -> int:
-    """C: half a window, so that a query looks at three slots for every two that it sees; products of some size."""
-    return min(max(64, window // 2), 512)
+    """C: a quarter of the window, so that a query looks at five slots for every four that it sees, and keys are copied
+    five times; and products of some size."""
+    return max(64, window // 4)
 
 
 def folds(q: Tensor, k: Tensor, place: Place) -> bool:

@@ -13,8 +13,8 @@ from altx_kernels.primitive import Primitive
 
 LIBRARY = Library(Path(__file__).with_name("native.c"), {"decode": "ppiiipiiippppppiiiiiiiiiddi"})
 
-SHARED = 8
-"""Heads of a key-value head beyond which a matrix product is worth it."""
+SHARED = 4
+"""Heads of a key-value head beyond which a matrix product is faster."""
 
 SPLIT = 256
 """Slots that a thread walks through at the least."""
@@ -32,7 +32,7 @@ def unavailable(q: Tensor, k: Tensor, v: Tensor, *, sinks: Tensor | None = None,
     if not q.dtype == k.dtype == v.dtype or q.dtype not in (torch.float32, torch.float64):
         return "it reads float32 and float64, all of one kind"
     if q.shape[2] > SHARED * k.shape[2]:
-        return f"{q.shape[2] // k.shape[2]} heads share a key, and a matrix product is faster from {SHARED} on"
+        return f"{q.shape[2] // k.shape[2]} heads share a key, and beyond {SHARED} a matrix product is faster"
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, sinks)):
         return "it has no gradient"
     return None

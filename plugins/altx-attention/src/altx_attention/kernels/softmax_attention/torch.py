@@ -10,8 +10,8 @@ from altx_attention.kernels.softmax_attention.visibility import Place
 from altx_kernels.arguments import precise
 from altx_kernels.autocast import no_autocast
 
-SCORES = 2**22
-"""Scores that exist at a time, of all heads and rows."""
+SCORES = 2**20
+"""Scores that exist at a time, of all heads and rows: few enough for the cache, enough for the matrix products."""
 
 
 def attention(
