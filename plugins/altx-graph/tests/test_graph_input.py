@@ -79,10 +79,18 @@ def test_a_bad_edge_is_named(make: Any) -> None:
     reset, mask = torch.zeros(2, LENGTH, dtype=torch.bool), torch.ones(2, LENGTH, dtype=torch.bool)
     reset[1, 2] = True
     for ctx, pairs, message in (
-        (causal, [good, (2, 8)], "edge 1 of ctx.graph, 2 -> 8, leaves the 2 x 4 = 8 tokens"),
+        (
+            causal,
+            [good, (2, 8)],
+            "edge 1 of ctx.graph, 2 -> 8, leaves the 2 x 4 = 8 tokens\ntokens are numbered",
+        ),
         (both, [good, (-1, 0)], "edge 1 of ctx.graph, -1 -> 0, leaves the 2 x 4 = 8 tokens"),
         (both, [good, good, (3, 4)], "edge 2 of ctx.graph, 3 -> 4, leads from row 0 to row 1"),
-        (causal, [(6, 5)], "edge 0 of ctx.graph, 6 -> 5, comes from the future in a causal model"),
+        (
+            causal,
+            [(6, 5)],
+            "edge 0 of ctx.graph, 6 -> 5, comes from the future in a causal model\nleave such",
+        ),
         (causal.replace(reset=reset), [good, (5, 6)], "edge 1 of ctx.graph, 5 -> 6, crosses a ctx.reset"),
     ):
         refused(layer, message, ctx.replace(graph=edges(*pairs)))

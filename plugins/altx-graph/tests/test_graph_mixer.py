@@ -18,6 +18,8 @@ from altx_graph.config import (
     GraphSAGEConfig,
     GraphTransformerConfig,
 )
+from altx_graph.slots import Slots
+from altx_graph.token_graph import TokenGraph
 
 from altx import pieces, recipe, registry
 from altx.compose import build as build_model
@@ -92,6 +94,12 @@ def test_dilated_edges_come_from_powers_of_two() -> None:
     assert layer.graph.offsets == (8, 4, 2, 1)
     assert layer.init_state(2)["x"].shape == (2, 8, DIM)
     assert make(GCNConfig, graph="dilated", window=7).init_state(2)["x"].shape == (2, 4, DIM)
+
+
+def test_a_token_is_its_own_neighbour_among_many_that_equal_it() -> None:
+    edges = TokenGraph((5, 4, 3, 2, 1), nearest=2, loops=True).edges(Slots(torch.ones(1, LENGTH, DIM), 0), causal=False)
+    found = set(zip(edges.source.tolist(), edges.target.tolist(), strict=True))
+    assert {(t, t) for t in range(LENGTH)} <= found and len(found) == 3 * LENGTH
 
 
 @torch.no_grad()

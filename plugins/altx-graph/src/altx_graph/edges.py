@@ -86,20 +86,15 @@ def _check_edges(source: Tensor, target: Tensor, batch: int, length: int, ctx: C
         return
     edge = int(bad.nonzero()[0, 0])
     a, b = int(source[edge]), int(target[edge])
+    hint = "leave such edges out"
     if bool(outside[edge]):
-        why = f"leaves the {batch} x {length} = {count} tokens, which are numbered row * {length} + place from 0"
+        why = f"leaves the {batch} x {length} = {count} tokens"
+        hint = f"tokens are numbered row * {length} + place, from 0 to {count - 1}"
     elif bool(leaves_row[edge]):
-        why = f"leads from row {a // length} to row {b // length}; edges stay in their row"
+        why = f"leads from row {a // length} to row {b // length}"
     elif bool(ahead[edge]):
-        why = "comes from the future in a causal model; a source must not stand after its target"
+        why = "comes from the future in a causal model"
+        hint += ", or make the model an encoder (causal: false)"
     else:
-        assert bool(crosses[edge])
-        why = "crosses a ctx.reset; edges stay in their document"
-    raise UnsupportedContext(
-        f"edge {edge} of ctx.graph, {a} -> {b}, {why}",
-        hint=""
-        if bool(outside[edge])
-        else "leave such edges out, or causal=False where the model is an encoder"
-        if bool(ahead[edge])
-        else "leave such edges out",
-    )
+        why = "crosses a ctx.reset into another document"
+    raise UnsupportedContext(f"edge {edge} of ctx.graph, {a} -> {b}, {why}", hint=hint)
