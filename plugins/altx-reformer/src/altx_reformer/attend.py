@@ -9,6 +9,7 @@ memory is linear in T.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,8 +24,10 @@ SELF = -5e4
 """Score of a token with itself: it counts only where there is nothing else to see. That of reformer-pytorch."""
 HIDDEN = -1e30
 """Score of what is not seen; finite, so that a row that sees nothing is not NaN."""
+LEAST = -80.0
+"""What exp is taken of at the least, below the largest score: e^-80 = 2e-35 is a normal number, and nothing."""
 
-PIECE = {"cpu": 1 << 20}
+PIECE = {"cpu": 1 << 18}
 """Scores held at a time, so that they fit into the cache; elsewhere as many as ELSEWHERE."""
 ELSEWHERE = 1 << 27
 
@@ -48,13 +51,13 @@ class _Sorted:
         # An empty slot shows some token; nobody looks.
         self.rows = (tokens.clamp(min=0) + base * length).flatten()
         self.lead = order.reach
-        self.answers = self.front(self.rows)
+        self.answering = self.front(self.rows)
         self.slots = (order.slots[pairs].flatten(1) + base * tokens.shape[1]).reshape(-1, order.slots.shape[2])
         self.asks = order.asks[pairs].flatten()
         low = None if order.low is None else order.low[pairs] + base * tokens.shape[1]
         self.block, self.window = order.block, order.reach + order.block
         self.order = order
-        self.tokens = tokens.flatten()
+        self.tokens = tokens.flatten().int()  # half as much to compare
         self.seen = None if order.band else self.windows(self.front(self.tokens))
         self.kind = None if order.kind is None else order.kind[pairs].flatten()
         self.kinds = None if self.kind is None else self.windows(self.front(self.kind))
@@ -65,7 +68,6 @@ class _Sorted:
             begin = torch.arange(self.blocks, device=low.device)[:, None] * self.block - order.reach
             self.low = (low.reshape(-1, self.block) - begin)[..., None]
         self.columns = torch.arange(self.window, device=tokens.device)
-        self.bias: Tensor | None = None
 
     def front(self, x: Tensor) -> Tensor:
         """x (S, ...) with `reach` more slots in front, for the first window; what is there does not count."""
@@ -86,36 +88,78 @@ class _Sorted:
         for start in range(0, self.blocks, step):
             yield slice(start, min(start + step, self.blocks))
 
-    def hide(self, scores: Tensor, piece: slice) -> Tensor:
-        """Scores (n, b, w) of a piece, in place: what a query does not see, and itself as a last resort."""
+    def hide(self, scores: Tensor, piece: slice) -> Tensor | None:
+        """Give scores (n, b, w) of a piece, in place, their final values: what is not seen, and oneself.
+
+        Returns:
+            True where a query does not see, broadcastable to (n, b, w); None if it sees everything.
+        """
         own = torch.arange(self.block, device=scores.device)[:, None] + self.lead
         if self.order.band:
-            if self.bias is None:
-                ahead = torch.zeros(self.block, self.window, dtype=scores.dtype, device=scores.device)
-                self.bias = ahead.masked_fill_(self.columns > own, HIDDEN).masked_fill_(self.columns == own, SELF)
             assert self.low is not None
-            scores += self.bias
+            scores.diagonal(self.lead, 1, 2).fill_(SELF)
             # Everything further back than `reach` is outside of the window, or left of this.
-            reach = torch.maximum(self.low[piece], own - self.lead)
-            return scores.masked_fill_(self.columns < reach, HIDDEN)
+            hidden = self.columns < torch.maximum(self.low[piece], own - self.lead)
+            hidden |= self.columns > own
+            scores.masked_fill_(hidden, HIDDEN)
+            return hidden
         assert self.seen is not None
         seen, mine = self.seen[piece, None], self.tokens.reshape(-1, self.block, 1)[piece]
+        # Not the diagonal alone: in the circle of chunks a token can meet itself in another round.
         scores.masked_fill_(seen == mine, SELF)
+        if self.order.full:
+            return None
         hidden = seen < 0
         if self.order.causal:
             hidden = hidden | (seen > mine)
         if self.kind is not None and self.kinds is not None:
             hidden = hidden | (self.kinds[piece, None] != self.kind.reshape(-1, self.block, 1)[piece])
-        return scores.masked_fill_(hidden, HIDDEN)
+        scores.masked_fill_(hidden, HIDDEN)
+        return hidden
 
-    def gather(self, x_PTD: Tensor, index: Tensor) -> Tensor:
-        """Rows of these pairs' x at flat indices."""
-        return x_PTD.reshape(-1, x_PTD.shape[-1]).index_select(0, index)
+    def asked(self, x_PTD: Tensor, piece: slice, space: _Space, name: str) -> Tensor:
+        """These pairs' x at the slots of a piece: (n, b, D)."""
+        rows = self.rows[piece.start * self.block : piece.stop * self.block]
+        return space.gather(name, x_PTD, rows).reshape(-1, self.block, x_PTD.shape[-1])
+
+    def answers(self, x_PTD: Tensor, piece: slice, space: _Space, name: str) -> Tensor:
+        """These pairs' x in the windows of a piece: (n, w, D)."""
+        return self.windows(space.gather(name, x_PTD, self.answering[self.reached(piece)]))
+
+    def reached(self, piece: slice) -> slice:
+        """The slots in a piece's windows, counted from the ones in front of the first."""
+        return slice(piece.start * self.block, piece.stop * self.block + self.lead)
 
     def sum_rounds(self, x: Tensor, weights: Tensor | None = None) -> Tensor:
         """Sum of each token's slots of x (S, D), weighted by (tokens, R): (pairs, T, D)."""
         y = F.embedding_bag(self.slots, x, mode="sum", per_sample_weights=weights)
         return y.reshape(self.count, self.length, -1)
+
+
+class _Space:
+    """Memory that is used again and again: on a CPU, fresh memory costs more to touch than to compute with."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.like = like
+        self.held: dict[str, Tensor] = {}
+
+    def empty(self, name: str, *shape: int) -> Tensor:
+        """A tensor of that shape with anything in it, valid until that name is asked for again."""
+        if torch.compiler.is_compiling():
+            return self.like.new_empty(shape)
+        need = math.prod(shape)
+        if name not in self.held or self.held[name].numel() < need:
+            self.held[name] = self.like.new_empty(need)
+        return self.held[name][:need].view(shape)
+
+    def gather(self, name: str, x_PTD: Tensor, index: Tensor) -> Tensor:
+        """Rows (len(index), D) of x at flat indices."""
+        flat = x_PTD.reshape(-1, x_PTD.shape[-1])
+        return torch.index_select(flat, 0, index, out=self.empty(name, len(index), flat.shape[1]))
+
+    def bmm(self, name: str, a: Tensor, b: Tensor) -> Tensor:
+        """a @ b."""
+        return torch.bmm(a, b, out=self.empty(name, a.shape[0], a.shape[1], b.shape[2]))
 
 
 def _groups(order: Order) -> Iterator[slice]:
@@ -131,9 +175,10 @@ class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, order: Order) -> Tensor:
         y, top, total = torch.empty_like(q), *q.new_empty(2, *q.shape[:2])
-        both = torch.cat([k, v], -1)
+        both, space = torch.cat([k, v], -1), _Space(q)
         for pairs in _groups(order):
-            y[pairs], top[pairs], total[pairs] = _forward(q[pairs], both[pairs], _Sorted(order, pairs, q.shape[1]))
+            place = _Sorted(order, pairs, q.shape[1])
+            y[pairs], top[pairs], total[pairs] = _forward(q[pairs], both[pairs], place, space)
         ctx.save_for_backward(q, both, y, top, total)
         ctx.order = order
         return y
@@ -142,68 +187,77 @@ class _Attend(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q, both, y, top, total = ctx.saved_tensors
-        dq, d_both = torch.empty_like(q), torch.empty_like(both)
+        dq, d_both, space = torch.empty_like(q), torch.empty_like(both), _Space(q)
         share = (dy * y).sum(-1)
         for pairs in _groups(ctx.order):
             place = _Sorted(ctx.order, pairs, q.shape[1])
             told = dy[pairs], top[pairs], total[pairs], share[pairs]
-            dq[pairs], d_both[pairs] = _backward(q[pairs], both[pairs], *told, place)
+            dq[pairs], d_both[pairs] = _backward(q[pairs], both[pairs], *told, place, space)
         dk, dv = d_both.chunk(2, -1)
         return dq, dk, dv, None
 
 
-def _forward(q: Tensor, both: Tensor, place: _Sorted) -> tuple[Tensor, Tensor, Tensor]:
+def _exp(scores: Tensor, top: Tensor, hidden: Tensor | None) -> None:
+    """exp(scores - top) in place, and 0 where hidden."""
+    # Where the result is no normal number, exp is eight times slower on CPUs.
+    scores.sub_(top).clamp_(min=LEAST).exp_()
+    if hidden is not None:
+        scores.masked_fill_(hidden, 0)
+
+
+def _forward(q: Tensor, both: Tensor, place: _Sorted, space: _Space) -> tuple[Tensor, Tensor, Tensor]:
     """Outputs (P, T, D), each token's largest score, and the sum of exp(score - largest), both (P, T).
 
     They stay apart: next to a largest score of SELF, float32 would lose the logarithm of the sum.
     """
     width = q.shape[-1]
-    asked = place.gather(q, place.rows).reshape(-1, place.block, width)
-    k, v = place.windows(place.gather(both, place.answers)).chunk(2, -1)
-    y, top, total = torch.empty_like(asked), *q.new_empty(2, place.blocks, place.block, 1)
+    y = space.empty("y", place.blocks, place.block, width)
+    top, total = q.new_empty(2, place.blocks, place.block, 1)
     for piece in place.pieces():
-        scores = place.hide(torch.bmm(asked[piece], k[piece].transpose(1, 2)), piece)
+        asked = place.asked(q, piece, space, "asked")
+        k, v = place.answers(both, piece, space, "both").chunk(2, -1)
+        scores = space.bmm("scores", asked, k.transpose(1, 2))
+        hidden = place.hide(scores, piece)
         top[piece] = scores.amax(-1, keepdim=True)
-        scores = scores.sub_(top[piece]).exp_()
+        _exp(scores, top[piece], hidden)
         total[piece] = scores.sum(-1, keepdim=True)
-        y[piece] = torch.bmm(scores, v[piece])
+        torch.bmm(scores, v, out=y[piece])
     top, total = (t.flatten()[place.slots] for t in (top, total))
     most = top.amax(-1, keepdim=True)
     weights = (top - most).exp()
-    total = (weights * total).sum(-1, keepdim=True)
-    y = place.sum_rounds(y.reshape(-1, width), weights / total)
-    return y, most.reshape(place.count, -1), total.reshape(place.count, -1)
+    # The largest counts 1, where anything is seen at all.
+    total = (weights * total).sum(-1, keepdim=True).clamp(min=1)
+    mixed = place.sum_rounds(y.reshape(-1, width), weights / total)
+    return mixed, most.reshape(place.count, -1), total.reshape(place.count, -1)
 
 
 def _backward(
-    q: Tensor, both: Tensor, dy: Tensor, top: Tensor, total: Tensor, share: Tensor, place: _Sorted
+    q: Tensor, both: Tensor, dy: Tensor, top: Tensor, total: Tensor, share: Tensor, place: _Sorted, space: _Space
 ) -> tuple[Tensor, Tensor]:
     """Gradients of q (P, T, D) and of k and v side by side (P, T, 2 D)."""
     width = q.shape[-1]
-    given, asked = (place.gather(t, place.rows).reshape(-1, place.block, width) for t in (dy, q))
-    k, v = place.windows(place.gather(both, place.answers)).chunk(2, -1)
-    # A slot that is not asked has no part in anything: its softmax is 0.
     top, part, share = (t.flatten()[place.rows] for t in (top, total.reciprocal(), share))
-    top = top.masked_fill(~place.asks, -HIDDEN)
+    # The softmax of a slot that does not ask is 0. Its token's largest score is not its own, hence the other number.
+    top, part = top.masked_fill(~place.asks, -HIDDEN), part.masked_fill(~place.asks, 0)
     top, part, share = (t.reshape(-1, place.block, 1) for t in (top, part, share))
-    dq = torch.empty_like(asked)
-    d_both = q.new_zeros(place.answers.shape[0], 2 * width)
-    blocks = d_both.reshape(-1, place.block, 2 * width)
+    dq = space.empty("dq", place.blocks, place.block, width)
+    d_both = space.empty("d_both", len(place.answering), 2 * width).zero_()
     for piece in place.pieces():
-        scores = place.hide(torch.bmm(asked[piece], k[piece].transpose(1, 2)), piece).sub_(top[piece]).exp_()
+        asked, given = place.asked(q, piece, space, "asked"), place.asked(dy, piece, space, "given")
+        k, v = place.answers(both, piece, space, "both").chunk(2, -1)
+        scores = space.bmm("scores", asked, k.transpose(1, 2))
+        _exp(scores, top[piece], place.hide(scores, piece))
         scores *= part[piece]
-        turned = scores.transpose(1, 2)
-        dv = torch.bmm(turned, given[piece])
-        slope = torch.bmm(given[piece], v[piece].transpose(1, 2)).sub_(share[piece]).mul_(scores)
-        dq[piece] = torch.bmm(slope, k[piece])
-        dk = torch.bmm(slope.transpose(1, 2), asked[piece])
+        slope = space.bmm("slope", given, v.transpose(1, 2)).sub_(share[piece]).mul_(scores)
+        torch.bmm(slope, k, out=dq[piece])
+        dk = space.bmm("dk", slope.transpose(1, 2), asked)
+        dv = space.bmm("dv", scores.transpose(1, 2), given)
+        blocks = d_both[place.reached(piece)].unflatten(0, (-1, place.block))
         for step in range(place.window // place.block):
-            own, columns = (
-                slice(piece.start + step, piece.stop + step),
-                slice(step * place.block, (step + 1) * place.block),
-            )
-            blocks[own, :, :width] += dk[:, columns]
-            blocks[own, :, width:] += dv[:, columns]
+            columns = slice(step * place.block, (step + 1) * place.block)
+            near = blocks[step : step + len(dk)]
+            near[..., :width] += dk[:, columns]
+            near[..., width:] += dv[:, columns]
     told = d_both[place.lead :]
     d_tokens = place.sum_rounds(told)
     if place.order.echo:

@@ -32,6 +32,7 @@ class Order:
         reach: m, slots in front of its block that a window holds.
         band: a query sees the `reach` slots in front of it and none behind, whatever its block's window holds.
         echo: how many slots at the start of each round are copies of others, which answer and do not ask.
+        full: every query sees its whole window.
         causal: a query sees no later token; where slots are in order of time anyway (`band`), false.
     """
 
@@ -44,6 +45,7 @@ class Order:
     reach: int
     band: bool
     echo: int
+    full: bool
     causal: bool
 
 
@@ -82,11 +84,12 @@ def within_buckets(keys_PRT: Tensor, reach: int, block: int) -> Order:
         reach=reach,
         band=True,
         echo=0,
+        full=False,
         causal=False,
     )
 
 
-def in_chunks(keys_PRT: Tensor, lengths_P: Tensor, reach: int, *, across: bool, causal: bool) -> Order:
+def in_chunks(keys_PRT: Tensor, lengths_P: Tensor, reach: int, *, across: bool, causal: bool, masked: bool) -> Order:
     """The published order: chunks of `reach` slots, each of which sees itself and the chunk before it, in a circle.
 
     The first chunk of a round sees the last of the round before (of the last round, if it is the first), as in the
@@ -99,6 +102,7 @@ def in_chunks(keys_PRT: Tensor, lengths_P: Tensor, reach: int, *, across: bool, 
         reach: m.
         across: whether a token sees tokens of other buckets in these chunks.
         causal: whether it sees earlier tokens only.
+        masked: whether some token may be not real.
     """
     keys, tokens, place = _sorted(keys_PRT, reach)
     rounds, padded = keys.shape[1:]
@@ -124,5 +128,6 @@ def in_chunks(keys_PRT: Tensor, lengths_P: Tensor, reach: int, *, across: bool, 
         reach=reach,
         band=False,
         echo=reach,
+        full=not masked and not causal and across and padded == keys_PRT.shape[-1],
         causal=causal,
     )

@@ -143,6 +143,7 @@ class Reformer(Layer):
         order = in_chunks(
             _pairs(new.bucket, ctx.mask), lengths, config.bucket_size,
             across=config.attend_across_buckets, causal=ctx.causal,
+            masked=ctx.mask is not None,
         )  # fmt: skip
         return _attended(q, new.k, new.v, order)
 
