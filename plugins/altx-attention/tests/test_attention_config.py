@@ -25,6 +25,19 @@ from altx.spec import BuildContext
         (64, {"heads": 8, "kv_heads": 3}, "kv_heads 3 does not divide heads 8; use kv_heads 1, 2, 4 or 8"),
         (64, {"head_dim": 5}, "rotary needs an even head_dim, not 5; use head_dim 6, or rotary false"),
         (64, {"window": 0}, "window"),
+        (
+            64,
+            {"rotary_fraction": 0.3},
+            "is 4.8 features, which turn in pairs; use rotary_fraction 0.25 or 0.375",
+        ),
+        (
+            64,
+            {"head_dim": 6, "rotary_fraction": 0.5},
+            "is 3 features, which turn in pairs; use rotary_fraction 0.333333 or 0.666667",
+        ),
+        (64, {"rotary": False, "rotary_fraction": 0.5}, "of no use without rotary"),
+        (64, {"softcap": 0}, "softcap"),
+        (64, {"qk_norm": "layer"}, "qk_norm"),
         (64, {"windw": 8}, "windw"),
     ],
 )
@@ -36,7 +49,14 @@ def test_a_bad_setting_is_refused_with_a_remedy(dim: int, settings: dict, messag
 
 @pytest.mark.parametrize(
     ("dim", "settings"),
-    [(250, {"heads": 5}), (250, {"heads": 8, "head_dim": 32}), (12, {"heads": 4, "rotary": False}), (64, {"heads": 8})],
+    [
+        (250, {"heads": 5}),
+        (250, {"heads": 8, "head_dim": 32}),
+        (12, {"heads": 4, "rotary": False}),
+        (64, {"heads": 8}),
+        (64, {"rotary_fraction": 0.375}),
+        (64, {"head_dim": 6, "rotary_fraction": 0.333333}),
+    ],
 )
 def test_what_the_remedies_name_is_accepted(dim: int, settings: dict) -> None:
     model = compose({"dim": dim, "mixer": [{"name": "attention", **settings}], "layers": 1}, seed=0)
@@ -51,12 +71,30 @@ def test_a_window_bounds_the_state_and_forgoes_cropping() -> None:
 
 def test_weights_start_as_in_gpt2() -> None:
     torch.manual_seed(0)
-    layer = build(AttentionConfig(heads=4, bias=True), BuildContext(dim=128, num_layers=8))
+    layer = build(AttentionConfig(heads=4, bias=True, qk_norm="head"), BuildContext(dim=128, num_layers=8))
     for name, parameter in layer.named_parameters():
+        if "norm" in name:
+            assert (parameter == 1).all()
+            continue
         std = 0.0 if name.endswith("bias") else 0.02 / 4 if name == "o_proj.weight" else 0.02
         assert float(parameter.detach().std()) == pytest.approx(std, rel=0.05), name
 
 
+@pytest.mark.parametrize(
+    ("settings", "biased"),
+    [({"rotary": False}, False), ({}, True), ({"rotary": False, "sinks": True}, True)],
+)
+def test_keys_have_a_bias_where_softmax_does_not_cancel_it(settings: dict, biased: bool) -> None:
+    layer = build(AttentionConfig(bias=True, **settings), BuildContext(dim=32))
+    assert (layer.k_proj.bias is not None) == biased and layer.q_proj.bias is not None
+
+
+def test_without_options_a_checkpoint_has_the_four_projections_alone() -> None:
+    layer = build(AttentionConfig(), BuildContext(dim=32))
+    assert list(layer.state_dict()) == [f"{name}_proj.weight" for name in "qkvo"]
+
+
 def test_describing_it_needs_no_torch() -> None:
-    code = "import altx_attention.plugin, altx_attention.config, sys; assert 'torch' not in sys.modules"
+    modules = "altx_attention.plugin, altx_attention.config, altx_attention.mla_config"
+    code = f"import {modules}, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -33,6 +33,10 @@ def turned(x: Tensor, position: float, theta: float) -> Tensor:
     return torch.cat([z.real, z.imag])
 
 
+def normed(x: Tensor, norm: torch.nn.Module) -> Tensor:
+    return x / (x.square().mean(-1, keepdim=True) + norm.eps).sqrt() * norm.weight
+
+
 def naive(
     layer: Attention, config: AttentionConfig, row: Tensor, positions: list[float], sees: list[list[int]]
 ) -> Tensor:
@@ -45,6 +49,16 @@ def naive(
 
     kv_heads = config.kv_heads or config.heads
     q, k, v = project("q_proj", config.heads), project("k_proj", kv_heads), project("v_proj", kv_heads)
+    gate = torch.ones(len(row), q[0].numel(), dtype=torch.float64)
+    if config.gate:
+        q, gate = q[..., : layer.head_dim], torch.sigmoid(q[..., layer.head_dim :]).flatten(1)
+    if config.qk_norm == "head":
+        q, k = normed(q, layer.q_norm), normed(k, layer.k_norm)
+    elif config.qk_norm == "width":
+        q = normed(q.flatten(1), layer.q_norm).unflatten(1, q.shape[1:])
+        k = normed(k.flatten(1), layer.k_norm).unflatten(1, k.shape[1:])
+    turns = round(config.rotary_fraction * layer.head_dim)
+    scale = config.scale or layer.head_dim**-0.5
     rows = []
     for t, visible in enumerate(sees):
         mixed = []
@@ -52,11 +66,17 @@ def naive(
             group = head // (config.heads // kv_heads)
             query, keys = q[t, head], [k[j, group] for j in visible]
             if config.rotary:
-                query = turned(query, positions[t], config.rope_theta)
-                keys = [turned(key, positions[j], config.rope_theta) for j, key in zip(visible, keys, strict=True)]
-            weights = [math.exp(float(query @ key) / math.sqrt(len(query))) for key in keys]
-            mixed.append(sum(w / sum(weights) * v[j, group] for w, j in zip(weights, visible, strict=True)))
-        rows.append(torch.cat(mixed))
+                query, *keys = (
+                    torch.cat([turned(x[:turns], at, config.rope_theta), x[turns:]])
+                    for x, at in zip([query, *keys], [positions[t], *(positions[j] for j in visible)], strict=True)
+                )
+            scores = [float(query @ key) * scale for key in keys]
+            if config.softcap:
+                scores = [config.softcap * math.tanh(score / config.softcap) for score in scores]
+            weights = [math.exp(score) for score in scores]
+            total = sum(weights) + (math.exp(float(layer.sinks[head])) if config.sinks else 0)
+            mixed.append(sum(w / total * v[j, group] for w, j in zip(weights, visible, strict=True)))
+        rows.append(torch.cat(mixed) * gate[t])
     bias = 0 if layer.o_proj.bias is None else layer.o_proj.bias
     return torch.stack(rows) @ layer.o_proj.weight.T + bias
 
@@ -79,6 +99,9 @@ SETTINGS = [
     {"window": 3, "kv_heads": 2},
     {"window": 1},
     {"window": 50, "heads": 2},
+    {"head_dim": 8, "rotary_fraction": 0.25, "scale": 0.9, "softcap": 1.5, "kv_heads": 2, "gate": True},
+    {"sinks": True, "window": 4, "bias": True, "qk_norm": "head"},
+    {"sinks": True, "rotary": False, "softcap": 2.0, "qk_norm": "width", "gate": True, "bias": True, "kv_heads": 2},
 ]
 
 

@@ -62,7 +62,7 @@ class AttentionConfig(Config):
 
     def _check_fraction(self, head_dim: int) -> None:
         turned = self.rotary_fraction * head_dim
-        if self.rotary and (abs(turned - round(turned)) > 1e-6 or round(turned) % 2):
+        if self.rotary and (abs(turned - round(turned)) > 1e-3 or round(turned) % 2):
             lower = max(2, int(turned // 2) * 2)
             usable = sorted({n / head_dim for n in (lower, lower + 2) if n <= head_dim})
             raise ValueError(
