@@ -10,14 +10,9 @@ import sys
 from types import SimpleNamespace
 from typing import Any
 
-INTERPRET = sys.argv[1:] == ["interpret"]
-# Before Triton is imported.
-if INTERPRET:
-    os.environ["TRITON_INTERPRET"] = "1"
-else:
-    os.environ.pop("TRITON_INTERPRET", None)
-    # What Triton 3.9 does by default, and warns about.
-    os.environ["TRITON_DEFAULT_FP_FUSION"] = "1"
+# Before Triton is imported. Fusion is what Triton 3.9 does by default, and warns about.
+os.environ["TRITON_INTERPRET"] = "1" if sys.argv[1:] == ["interpret"] else "0"
+os.environ["TRITON_DEFAULT_FP_FUSION"] = "1"
 
 import torch
 from altx_s4.kernels.diagonal_ssm import OP
@@ -48,8 +43,9 @@ def interpret() -> int:
 
 
 def compile_() -> int:
-    from altx_kernels.gpu import compiling
     from altx_s4.kernels.diagonal_ssm import triton as module
+
+    from altx_kernels.gpu import compiling
 
     wrong = found = 0
     for dtype in (torch.bfloat16, torch.float32):
@@ -78,4 +74,4 @@ def compile_() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(interpret() if INTERPRET else compile_())
+    sys.exit(interpret() if sys.argv[1:] == ["interpret"] else compile_())

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from altx_s4.s4 import DPLRKernel
 
 
-def untruncate(module: DPLRKernel, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+def untruncate(module: DPLRKernel, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
     """A hook before `load_state_dict`: takes `l_kernel` out and C back, in float64."""
     length = state.pop(prefix + "l_kernel", None)
     if length is None or not int(length):

@@ -5,6 +5,7 @@ B rows, T tokens, D model width, P complex states, which stand for 2 P real ones
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -88,7 +89,7 @@ class S5(StateSpace):
         """(D, P, 2)."""
         real, states = V.shape
         if C_init == "complex_normal":
-            return torch.randn(dim, states, 2) * 0.5**0.5
+            return torch.randn(dim, states, 2) * math.sqrt(0.5)
         C = truncated_normal(dim, real, 2, std=(real * (dim if C_init == "lecun_normal" else 1)) ** -0.5)
         return _planes_last(torch.view_as_complex(C).to(V.dtype) @ V)
 

@@ -5,7 +5,8 @@
  * cache. Chunks come outside and blocks inside, so that rows of x and y are read in order. Threads share the blocks
  * out: each channel belongs to one thread, for all rows.
  *
- * Coefficients, states and their gradients are kept as tiles: of a block, the vectors re, im of each of the N states.
+ * Coefficients, states and their gradients are kept as tiles: of a block, the vectors re, im of each of the N states,
+ * and of each coefficient of a state side by side.
  * The backward pass starts from the states at each chunk's start, kept by the forward pass, and computes a chunk's
  * states again.
  */
@@ -44,34 +45,40 @@ INLINE int64_t tokens_of(const Inputs *in, int64_t row) {
     return in->lengths ? min_of(in->lengths[row] < 0 ? 0 : in->lengths[row], in->length) : in->length;
 }
 
-/* A block of (width, 2, states) into a tile. */
-static void to_tile(const Inputs *in, const real *from, int64_t block, vec *tile) {
+/* A block of (width, 2, states) into a tile, in which the states are `step` vectors apart. */
+static void to_tile(const Inputs *in, const real *from, int64_t block, vec *tile, int64_t step) {
     int64_t lanes = lanes_of(in, block), states = in->states;
     real *to = (real *)tile;
     from += block * LANES * 2 * states;
-    if (lanes < LANES) memset(to, 0, (size_t)(2 * states * LANES) * sizeof(real));
-    for (int64_t i = 0; i < lanes; i++)
+    for (int64_t i = 0; i < LANES; i++)
         for (int64_t p = 0; p < 2; p++)
-            for (int64_t n = 0; n < states; n++) to[(2 * n + p) * LANES + i] = from[(2 * i + p) * states + n];
+            for (int64_t n = 0; n < states; n++)
+                to[(n * step + p) * LANES + i] = i < lanes ? from[(2 * i + p) * states + n] : 0;
 }
 
-static void from_tile(const Inputs *in, const vec *tile, int64_t block, real *to) {
+static void from_tile(const Inputs *in, const vec *tile, int64_t step, int64_t block, real *to) {
     int64_t lanes = lanes_of(in, block), states = in->states;
     const real *from = (const real *)tile;
     to += block * LANES * 2 * states;
     for (int64_t i = 0; i < lanes; i++)
         for (int64_t p = 0; p < 2; p++)
-            for (int64_t n = 0; n < states; n++) to[(2 * i + p) * states + n] = from[(2 * n + p) * LANES + i];
+            for (int64_t n = 0; n < states; n++) to[(2 * i + p) * states + n] = from[(n * step + p) * LANES + i];
 }
 
-/* The state after one token, from h = (r, s) and the input (u, u2), in place. The rates are small beside 1. */
+/* The state after one token, from h = (r, s) and the input (u, u2), in place. The rates are small beside 1.
+ * Sums are written so that each product goes with an addition. */
 #define STEP(a, e, u, u2)                                                                                              \
     vec re = (a * r + (u)) + (r - e * s), im = (a * s + (u2)) + (s + e * r);                                           \
     r = re, s = im
 
+/* The same for a real input. */
+#define STEP_REAL(a, e, u)                                                                                             \
+    vec re = (a * r + (u)) + (r - e * s), im = a * s + (s + e * r);                                                    \
+    r = re, s = im
+
 /* One block and chunk of a plain system, for `count` of the N states: y += c h. */
-INLINE void advance(const int count, const int planes, int64_t length, Token *token, const vec *rate, const vec *c,
-                    vec *h, const uint8_t *reset) {
+INLINE void advance(const int count, const int planes, int64_t length, Token *token, const vec *tile, vec *h,
+                    const uint8_t *reset) {
     vec now[TILE][2];
 #pragma GCC unroll 4
     for (int n = 0; n < count; n++) now[n][0] = h[2 * n], now[n][1] = h[2 * n + 1];
@@ -83,14 +90,19 @@ INLINE void advance(const int count, const int planes, int64_t length, Token *to
             for (int n = 0; n < count; n++) now[n][0] = now[n][1] = vset(0);
 #pragma GCC unroll 4
         for (int n = 0; n < count; n++) {
-            vec a = rate[2 * n], e = rate[2 * n + 1], r = now[n][0], s = now[n][1];
-            STEP(a, e, u, u2);
-            now[n][0] = r, now[n][1] = s;
-            y[0] += c[2 * n] * r;
-            more[0] -= c[2 * n + 1] * s;
+            const vec *rate = tile + 4 * n, *c = rate + 2;
+            vec a = rate[0], e = rate[1], r = now[n][0], s = now[n][1];
             if (planes > 1) {
-                y[1] += c[2 * n] * s;
-                more[1] += c[2 * n + 1] * r;
+                STEP(a, e, u, u2);
+            } else {
+                STEP_REAL(a, e, u);
+            }
+            now[n][0] = r, now[n][1] = s;
+            y[0] += c[0] * r;
+            more[0] -= c[1] * s;
+            if (planes > 1) {
+                y[1] += c[0] * s;
+                more[1] += c[1] * r;
             }
         }
         token[t].y[0] = y[0] + more[0];
@@ -100,33 +112,48 @@ INLINE void advance(const int count, const int planes, int64_t length, Token *to
     for (int n = 0; n < count; n++) h[2 * n] = now[n][0], h[2 * n + 1] = now[n][1];
 }
 
-/* Re(sum_n v_n h_n). */
-INLINE vec inner(int64_t states, const vec *v, const vec *h) {
+/* Re(sum_n v_n h_n), of a system with a low-rank part. */
+INLINE vec inner(int64_t states, const vec *tile, const vec *h) {
     vec sum[2] = {vset(0), vset(0)};
-    for (int64_t n = 0; n < states; n++) {
-        sum[0] += v[2 * n] * h[2 * n];
-        sum[1] -= v[2 * n + 1] * h[2 * n + 1];
+    const vec *v = tile + 8;
+    for (int64_t n = 0; n < states; n++, v += 2 * TERMS) {
+        sum[0] += v[0] * h[2 * n];
+        sum[1] -= v[1] * h[2 * n + 1];
     }
     return sum[0] + sum[1];
 }
 
-/* One token of a system with a low-rank part: `after` from `before`, which may be the same; y += c h.
+/* *p, read one time only: GCC would rather read it for each use. */
+INLINE vec once(const vec *p) { return *(const volatile vec *)p; }
+
+typedef struct {
+    vec y[2], v[2];
+} Sums; /* of Re(c h) and Re(v h), in halves, so that no addition waits for another */
+
+/* State n after one token of a system with a low-rank part. tile: the five coefficients. old: Re(sum v h) before. */
+INLINE void join_state(int64_t n, vec u, vec old, const vec *tile, const vec *before, vec *after, Sums *sums) {
+    const vec *rate = tile + 2 * TERMS * n, *c = rate + 2, *b = rate + 4, *w = rate + 6, *v = rate + 8;
+    vec a = once(rate), e = once(rate + 1), r = once(before + 2 * n), s = once(before + 2 * n + 1);
+    STEP(a, e, b[0] * u - w[0] * old, b[1] * u - w[1] * old);
+    after[2 * n] = r, after[2 * n + 1] = s;
+    sums->y[0] += c[0] * r;
+    sums->y[1] -= c[1] * s;
+    sums->v[0] += v[0] * r;
+    sums->v[1] -= v[1] * s;
+}
+
+/* All states after one token: `after` from `before`, which may be the same; returns Re(sum c h).
  * sigma: Re(sum v h) before the token, and then after it. */
-INLINE vec join(int64_t states, vec u, const vec *rate, const vec *c, const vec *b, const vec *w, const vec *v,
-                const vec *before, vec *after, vec *sigma) {
-    vec y[2] = {vset(0), vset(0)}, next[4] = {vset(0), vset(0), vset(0), vset(0)}, old = *sigma;
-#pragma GCC unroll 2
-    for (int64_t n = 0; n < states; n++) {
-        vec a = rate[2 * n], e = rate[2 * n + 1], r = before[2 * n], s = before[2 * n + 1];
-        STEP(a, e, b[2 * n] * u - w[2 * n] * old, b[2 * n + 1] * u - w[2 * n + 1] * old);
-        after[2 * n] = r, after[2 * n + 1] = s;
-        y[0] += c[2 * n] * r;
-        y[1] -= c[2 * n + 1] * s;
-        next[n % 2] += v[2 * n] * r;
-        next[2 + n % 2] -= v[2 * n + 1] * s;
+INLINE vec join(int64_t states, vec u, const vec *tile, const vec *before, vec *after, vec *sigma) {
+    int64_t n = 0;
+    Sums even = {{vset(0), vset(0)}, {vset(0), vset(0)}}, odd = even;
+    for (; n + 2 <= states; n += 2) {
+        join_state(n, u, *sigma, tile, before, after, &even);
+        join_state(n + 1, u, *sigma, tile, before, after, &odd);
     }
-    *sigma = next[0] + next[1] + (next[2] + next[3]);
-    return y[0] + y[1];
+    if (n < states) join_state(n, u, *sigma, tile, before, after, &even);
+    *sigma = (even.v[0] + odd.v[0]) + (even.v[1] + odd.v[1]);
+    return (even.y[0] + odd.y[0]) + (even.y[1] + odd.y[1]);
 }
 
 /* The tokens of a chunk from memory: x and, if there is a skip, y = D x. */
@@ -144,22 +171,21 @@ INLINE void load_chunk(const Inputs *in, int64_t block, int64_t at, int64_t leng
 static void forward_chunk(const Inputs *in, int64_t block, int64_t at, int64_t length, const vec *tile, vec *h,
                           real *y) {
     int64_t lanes = lanes_of(in, block), states = in->states, size = 2 * states, planes = in->plane ? 2 : 1;
-    const vec *rate = tile, *c = tile + size, *b = c + size, *w = b + size, *v = w + size;
     const uint8_t *reset = in->reset ? in->reset + at : NULL;
     Token token[CHUNK];
     load_chunk(in, block, at, length, in->D ? vload_n(in->D + block * LANES, lanes) : vset(0), token);
     if (in->terms[2]) {
-        vec sigma = inner(states, v, h);
+        vec sigma = inner(states, tile, h);
         for (int64_t t = 0; t < length; t++) {
             if (reset && reset[t]) {
                 for (int64_t n = 0; n < size; n++) h[n] = vset(0);
                 sigma = vset(0);
             }
-            token[t].y[0] += join(states, token[t].x[0], rate, c, b, w, v, h, h, &sigma);
+            token[t].y[0] += join(states, token[t].x[0], tile, h, h, &sigma);
         }
     } else {
         int64_t n = 0;
-#define ADVANCE(count, planes) advance(count, planes, length, token, rate + 2 * n, c + 2 * n, h + 2 * n, reset)
+#define ADVANCE(count, planes) advance(count, planes, length, token, tile + 4 * n, h + 2 * n, reset)
         for (; n + TILE <= states; n += TILE) planes > 1 ? ADVANCE(TILE, 2) : ADVANCE(TILE, 1);
         for (; n < states; n++) planes > 1 ? ADVANCE(1, 2) : ADVANCE(1, 1);
 #undef ADVANCE
@@ -173,30 +199,31 @@ static void forward_chunk(const Inputs *in, int64_t block, int64_t at, int64_t l
 static void load_terms(const Inputs *in, int64_t low, int64_t high, vec *tiles) {
     int64_t size = 2 * in->states, terms = terms_of(in);
     for (int64_t b = low; b < high; b++)
-        for (int64_t k = 0; k < terms; k++) to_tile(in, in->terms[k], b, tiles + (b * terms + k) * size);
+        for (int64_t k = 0; k < terms; k++) to_tile(in, in->terms[k], b, tiles + b * terms * size + 2 * k, 2 * terms);
 }
 
-static void forward_blocks(const Inputs *in, const real *initial, real *y, real *last, vec *kept, vec *work, int64_t low,
-                           int64_t high) {
-    int64_t blocks = blocks_of(in), size = 2 * in->states, terms = terms_of(in), chunk = 0;
+static void forward_blocks(const Inputs *in, const real *initial, real *y, real *last, vec *kept, vec *work,
+                           int64_t low, int64_t high) {
+    int64_t blocks = blocks_of(in), size = 2 * in->states, terms = terms_of(in);
     vec *tiles = work, *h = work + blocks * terms * size;
     load_terms(in, low, high, tiles);
     for (int64_t row = 0; row < in->rows; row++) {
         int64_t start = row * in->length, stop = start + tokens_of(in, row), whole = in->width * size;
         for (int64_t b = low; b < high; b++) {
             if (initial)
-                to_tile(in, initial + row * whole, b, h + b * size);
+                to_tile(in, initial + row * whole, b, h + b * size, 2);
             else
                 memset(h + b * size, 0, (size_t)size * sizeof(vec));
         }
-        chunk = row * ((in->length + CHUNK - 1) / CHUNK);
+        int64_t chunk = row * ((in->length + CHUNK - 1) / CHUNK);
         for (int64_t at = start; at < stop; at += CHUNK, chunk++) {
             if (kept)
-                memcpy(kept + (chunk * blocks + low) * size, h + low * size, (size_t)((high - low) * size) * sizeof(vec));
+                memcpy(kept + (chunk * blocks + low) * size, h + low * size,
+                       (size_t)((high - low) * size) * sizeof(vec));
             for (int64_t b = low; b < high; b++)
                 forward_chunk(in, b, at, min_of(CHUNK, stop - at), tiles + b * terms * size, h + b * size, y);
         }
-        for (int64_t b = low; b < high; b++) from_tile(in, h + b * size, b, last + row * whole);
+        for (int64_t b = low; b < high; b++) from_tile(in, h + b * size, 2, b, last + row * whole);
     }
 }
 
@@ -275,20 +302,14 @@ EXPORT void FN(ssm)(INPUTS, const real *initial, real *y, real *last, real *kept
     }
 }
 
-/* The gradient with respect to the state before a token, from g = (r, s) behind it. */
+/* The gradient with respect to the state before a token, from g = (r, s) behind it, in place. */
 #define STEP_BACK(a, e)                                                                                                \
-    vec re = r + (a * r + e * s), im = s + (a * s - e * r);                                                            \
+    vec re = a * r + (r + e * s), im = a * s + (s - e * r);                                                            \
     r = re, s = im
 
-/* The gradient that a token's output adds to its state's. */
-#define READ_BACK(c, ci, dy, dy2)                                                                                      \
-    r += c * dy + ci * dy2;                                                                                            \
-    s += c * dy2 - ci * dy
-
-/* One block and chunk of a plain system, backwards, for `count` of the N states. token: y is dy, and dx is added up
- * in place of x, which is read no more. */
-INLINE void retreat(const int count, const int planes, int64_t length, const Token *token, vec (*dx)[2], const vec *rate,
-                    const vec *c, const vec *h, vec *g, vec *drate, vec *dc, const uint8_t *reset) {
+/* One block and chunk of a plain system, backwards, for `count` of the N states. token: y is dy. dx is added to. */
+INLINE void retreat(const int count, const int planes, int64_t length, const Token *token, vec (*dx)[2],
+                    const vec *tile, const vec *h, vec *g, vec *grads, const uint8_t *reset) {
     vec now[TILE][2], sums[TILE][4], seen[(CHUNK + 1) * TILE * 2];
 #pragma GCC unroll 4
     for (int n = 0; n < count; n++) now[n][0] = seen[2 * n] = h[2 * n], now[n][1] = seen[2 * n + 1] = h[2 * n + 1];
@@ -299,8 +320,12 @@ INLINE void retreat(const int count, const int planes, int64_t length, const Tok
             for (int n = 0; n < count; n++) now[n][0] = now[n][1] = vset(0);
 #pragma GCC unroll 4
         for (int n = 0; n < count; n++) {
-            vec a = rate[2 * n], e = rate[2 * n + 1], r = now[n][0], s = now[n][1];
-            STEP(a, e, u, u2);
+            vec a = tile[4 * n], e = tile[4 * n + 1], r = now[n][0], s = now[n][1];
+            if (planes > 1) {
+                STEP(a, e, u, u2);
+            } else {
+                STEP_REAL(a, e, u);
+            }
             after[2 * n] = now[n][0] = r, after[2 * n + 1] = now[n][1] = s;
         }
     }
@@ -315,91 +340,126 @@ INLINE void retreat(const int count, const int planes, int64_t length, const Tok
         int fresh = reset && reset[t];
 #pragma GCC unroll 4
         for (int n = 0; n < count; n++) {
-            vec a = rate[2 * n], e = rate[2 * n + 1], r = now[n][0], s = now[n][1];
-            READ_BACK(c[2 * n], c[2 * n + 1], dy, dy2);
-            du += r;
-            if (planes > 1) du2 += s;
-            sums[n][2] += dy * after[2 * n] + dy2 * after[2 * n + 1];
-            sums[n][3] += dy2 * after[2 * n] - dy * after[2 * n + 1];
-            if (fresh) {
-                now[n][0] = now[n][1] = vset(0);
-                continue;
+            const vec *c = tile + 4 * n + 2;
+            vec a = tile[4 * n], e = tile[4 * n + 1], r = now[n][0], s = now[n][1];
+            r += c[0] * dy;
+            s -= c[1] * dy;
+            sums[n][2] += dy * after[2 * n];
+            sums[n][3] -= dy * after[2 * n + 1];
+            if (planes > 1) {
+                r += c[1] * dy2;
+                s += c[0] * dy2;
+                sums[n][2] += dy2 * after[2 * n + 1];
+                sums[n][3] += dy2 * after[2 * n];
+                du2 += s;
             }
-            sums[n][0] += r * before[2 * n] + s * before[2 * n + 1];
-            sums[n][1] += s * before[2 * n] - r * before[2 * n + 1];
+            du += r;
+            sums[n][0] += fresh ? vset(0) : r * before[2 * n];
+            sums[n][0] += fresh ? vset(0) : s * before[2 * n + 1];
+            sums[n][1] += fresh ? vset(0) : s * before[2 * n];
+            sums[n][1] -= fresh ? vset(0) : r * before[2 * n + 1];
             STEP_BACK(a, e);
             now[n][0] = r, now[n][1] = s;
         }
+        if (fresh)
+#pragma GCC unroll 4
+            for (int n = 0; n < count; n++) now[n][0] = now[n][1] = vset(0);
         dx[t][0] = du, dx[t][1] = du2;
     }
 #pragma GCC unroll 4
     for (int n = 0; n < count; n++) {
         g[2 * n] = now[n][0], g[2 * n + 1] = now[n][1];
-        drate[2 * n] += sums[n][0], drate[2 * n + 1] += sums[n][1];
-        dc[2 * n] += sums[n][2], dc[2 * n + 1] += sums[n][3];
+        for (int k = 0; k < 4; k++) grads[4 * n + k] += sums[n][k];
     }
 }
 
-/* One block and chunk of a system with a low-rank part, backwards. room: for (2 CHUNK + 2) tiles. */
-static void part(int64_t states, int64_t length, const Token *token, vec (*dx)[2], const vec *tile, const vec *h, vec *g,
-                 vec *sums, const uint8_t *reset, vec *room) {
-    int64_t size = 2 * states;
-    const vec *rate = tile, *c = tile + size, *b = c + size, *w = b + size, *v = w + size;
-    vec *none = room, *seen = room + size, *grads = seen + (CHUNK + 1) * size, sigma[CHUNK + 1], rho[CHUNK];
+/* One token of a system with a low-rank part, backwards: `grads`, the gradient with respect to the state after it,
+ * from `later`, that of the next token. rho: Re(w^* grads), of the next token and then of this one. Returns
+ * Re(b^* grads). */
+INLINE vec part_token(int64_t states, vec dy, const vec *tile, const vec *later, vec *grads, vec *rho) {
+    vec sum[4] = {vset(0), vset(0), vset(0), vset(0)}, next = *rho;
+    for (int64_t n = 0; n < states; n++) {
+        const vec *rate = tile + 2 * TERMS * n, *c = rate + 2, *b = rate + 4, *w = rate + 6, *v = rate + 8;
+        vec a = once(rate), e = once(rate + 1), r = once(later + 2 * n), s = once(later + 2 * n + 1);
+        STEP_BACK(a, e);
+        r -= next * v[0];
+        s += next * v[1];
+        r += c[0] * dy;
+        s -= c[1] * dy;
+        grads[2 * n] = r, grads[2 * n + 1] = s;
+        sum[0] += w[0] * r;
+        sum[1] += w[1] * s;
+        sum[2] += b[0] * r;
+        sum[3] += b[1] * s;
+    }
+    *rho = sum[0] + sum[1];
+    return sum[2] + sum[3];
+}
+
+/* One block and chunk of a system with a low-rank part, backwards.
+ * room: PITCH(size) (2 CHUNK + 2) vectors, in rows that do not all fall into the same lines of a cache. */
+#define PITCH(size) ((size) + 2)
+static void part(int64_t states, int64_t length, const Token *token, vec (*dx)[2], const vec *tile, const vec *h,
+                 vec *g, vec *sums, const uint8_t *reset, vec *room) {
+    int64_t size = 2 * states, pitch = PITCH(size);
+    vec *none = room, *seen = room + pitch, *grads = seen + (CHUNK + 1) * pitch;
+    vec sigma[CHUNK + 1], rho[CHUNK], zero = vset(0);
     memset(none, 0, (size_t)size * sizeof(vec));
     memcpy(seen, h, (size_t)size * sizeof(vec));
-    sigma[0] = inner(states, v, h);
+    sigma[0] = inner(states, tile, h);
     for (int64_t t = 0; t < length; t++) {
         int fresh = reset && reset[t];
-        vec now = fresh ? vset(0) : sigma[t];
-        sigma[t] = now;
-        join(states, token[t].x[0], rate, c, b, w, v, fresh ? none : seen + t * size, seen + (t + 1) * size, &now);
-        sigma[t + 1] = now;
+        if (fresh) sigma[t] = zero;
+        sigma[t + 1] = sigma[t];
+        join(states, token[t].x[0], tile, fresh ? none : seen + t * pitch, seen + (t + 1) * pitch, sigma + t + 1);
     }
+    /* The last token takes g as it is: it comes as the gradient with respect to the state after it. */
     for (int64_t t = length - 1; t >= 0; t--) {
-        int last = t == length - 1, cut = !last && reset && reset[t + 1];
-        vec dy = token[t].y[0], du = dx[t][0], sum[2] = {vset(0), vset(0)}, *here = grads + t * size;
-        for (int64_t n = 0; n < states; n++) {
-            vec r = vset(0), s = vset(0);
-            if (last) {
-                r = g[2 * n], s = g[2 * n + 1];
-            } else if (!cut) {
-                vec a = rate[2 * n], e = rate[2 * n + 1];
-                r = here[size + 2 * n], s = here[size + 2 * n + 1];
-                STEP_BACK(a, e);
-                r -= rho[t + 1] * v[2 * n], s += rho[t + 1] * v[2 * n + 1];
+        vec dy = token[t].y[0], *here = grads + t * pitch;
+        if (t == length - 1) {
+            vec sum = zero, into = zero;
+            const vec *c = tile + 2, *b = tile + 4, *w = tile + 6;
+            for (int64_t n = 0, k = 0; n < size; n += 2, k += 2 * TERMS) {
+                here[n] = g[n] + c[k] * dy;
+                here[n + 1] = g[n + 1] - c[k + 1] * dy;
+                sum += w[k] * here[n] + w[k + 1] * here[n + 1];
+                into += b[k] * here[n] + b[k + 1] * here[n + 1];
             }
-            r += c[2 * n] * dy, s -= c[2 * n + 1] * dy;
-            here[2 * n] = r, here[2 * n + 1] = s;
-            sum[0] += w[2 * n] * r;
-            sum[1] += w[2 * n + 1] * s;
-            du += b[2 * n] * r + b[2 * n + 1] * s;
+            rho[t] = sum;
+            dx[t][0] += into;
+            continue;
         }
-        rho[t] = sum[0] + sum[1];
-        dx[t][0] = du;
+        int cut = reset && reset[t + 1];
+        rho[t] = cut ? zero : rho[t + 1];
+        dx[t][0] += part_token(states, dy, tile, cut ? none : here + pitch, here, rho + t);
     }
-    for (int64_t n = 0; n < states; n++) {
-        vec a = rate[2 * n], e = rate[2 * n + 1], r = grads[2 * n], s = grads[2 * n + 1];
-        STEP_BACK(a, e);
-        r -= rho[0] * v[2 * n], s += rho[0] * v[2 * n + 1];
-        int fresh = reset && reset[0];
-        g[2 * n] = fresh ? vset(0) : r, g[2 * n + 1] = fresh ? vset(0) : s;
-    }
-    for (int64_t n = 0; n < states; n++) {
-        vec sum[TERMS][2];
-        for (int k = 0; k < TERMS; k++) sum[k][0] = sum[k][1] = vset(0);
+    vec next = rho[0];
+    if (reset && reset[0])
+        memset(g, 0, (size_t)size * sizeof(vec));
+    else
+        part_token(states, zero, tile, grads, g, &next);
+    for (int64_t n = 0; n < size; n += 2) {
+        vec sum[TERMS][2], p = seen[n], q = seen[n + 1];
+        for (int k = 0; k < TERMS; k++) sum[k][0] = sum[k][1] = zero;
         for (int64_t t = 0; t < length; t++) {
-            const vec *before = reset && reset[t] ? none : seen + t * size, *after = seen + (t + 1) * size;
-            vec r = grads[t * size + 2 * n], s = grads[t * size + 2 * n + 1], p = before[2 * n], q = before[2 * n + 1];
-            vec u = token[t].x[0], dy = token[t].y[0];
-            sum[0][0] += r * p + s * q, sum[0][1] += s * p - r * q;
-            sum[1][0] += dy * after[2 * n], sum[1][1] -= dy * after[2 * n + 1];
-            sum[2][0] += r * u, sum[2][1] += s * u;
-            sum[3][0] -= r * sigma[t], sum[3][1] -= s * sigma[t];
-            sum[4][0] -= rho[t] * p, sum[4][1] += rho[t] * q;
+            const vec *after = seen + (t + 1) * pitch + n, *here = grads + t * pitch + n;
+            vec r = here[0], s = here[1], u = token[t].x[0], dy = token[t].y[0];
+            if (reset && reset[t]) p = q = zero;
+            sum[0][0] += r * p;
+            sum[0][1] += s * p;
+            sum[0][0] += s * q;
+            sum[0][1] -= r * q;
+            sum[2][0] += r * u;
+            sum[2][1] += s * u;
+            sum[3][0] -= r * sigma[t];
+            sum[3][1] -= s * sigma[t];
+            sum[4][0] -= rho[t] * p;
+            sum[4][1] += rho[t] * q;
+            p = after[0], q = after[1];
+            sum[1][0] += dy * p;
+            sum[1][1] -= dy * q;
         }
-        for (int k = 0; k < TERMS; k++)
-            sums[k * size + 2 * n] += sum[k][0], sums[k * size + 2 * n + 1] += sum[k][1];
+        for (int k = 0; k < TERMS; k++, sums += 2) sums[0] += sum[k][0], sums[1] += sum[k][1];
     }
 }
 
@@ -410,8 +470,7 @@ typedef struct {
 
 static void backward_chunk(const Inputs *in, const Gradients *out, int64_t block, int64_t at, int64_t length,
                            const vec *tile, const vec *h, vec *g, vec *sums, vec *dD, vec *room) {
-    int64_t lanes = lanes_of(in, block), states = in->states, size = 2 * states, planes = in->plane ? 2 : 1;
-    const vec *rate = tile, *c = tile + size;
+    int64_t lanes = lanes_of(in, block), states = in->states, planes = in->plane ? 2 : 1;
     const uint8_t *reset = in->reset ? in->reset + at : NULL;
     vec D = in->D ? vload_n(in->D + block * LANES, lanes) : vset(0), dx[CHUNK][2];
     int64_t here = at * planes * in->width + block * LANES;
@@ -428,8 +487,7 @@ static void backward_chunk(const Inputs *in, const Gradients *out, int64_t block
     } else {
         int64_t n = 0;
 #define RETREAT(count, planes)                                                                                         \
-    retreat(count, planes, length, token, dx, rate + 2 * n, c + 2 * n, h + 2 * n, g + 2 * n, sums + 2 * n,             \
-            sums + size + 2 * n, reset)
+    retreat(count, planes, length, token, dx, tile + 4 * n, h + 2 * n, g + 2 * n, sums + 4 * n, reset)
         for (; n + TILE <= states; n += TILE) planes > 1 ? RETREAT(TILE, 2) : RETREAT(TILE, 1);
         for (; n < states; n++) planes > 1 ? RETREAT(1, 2) : RETREAT(1, 1);
 #undef RETREAT
@@ -440,15 +498,17 @@ static void backward_chunk(const Inputs *in, const Gradients *out, int64_t block
 
 static void backward_blocks(const Inputs *in, const Gradients *out, const vec *kept, vec *work, vec *room, int64_t low,
                             int64_t high) {
-    int64_t blocks = blocks_of(in), size = 2 * in->states, terms = terms_of(in), chunks = (in->length + CHUNK - 1) / CHUNK;
-    vec *tiles = work, *sums = tiles + blocks * terms * size, *g = sums + blocks * terms * size, *dD = g + blocks * size;
+    int64_t blocks = blocks_of(in), size = 2 * in->states, terms = terms_of(in);
+    int64_t chunks = (in->length + CHUNK - 1) / CHUNK;
+    vec *tiles = work, *sums = tiles + blocks * terms * size, *g = sums + blocks * terms * size;
+    vec *dD = g + blocks * size;
     load_terms(in, low, high, tiles);
     memset(sums + low * terms * size, 0, (size_t)((high - low) * terms * size) * sizeof(vec));
     memset(dD + low, 0, (size_t)(high - low) * sizeof(vec));
     for (int64_t row = 0; row < in->rows; row++) {
         int64_t start = row * in->length, tokens = tokens_of(in, row), whole = in->width * size;
         if (out->dlast)
-            for (int64_t b = low; b < high; b++) to_tile(in, out->dlast + row * whole, b, g + b * size);
+            for (int64_t b = low; b < high; b++) to_tile(in, out->dlast + row * whole, b, g + b * size, 2);
         else
             memset(g + low * size, 0, (size_t)((high - low) * size) * sizeof(vec));
         for (int64_t c = (tokens + CHUNK - 1) / CHUNK - 1; c >= 0; c--) {
@@ -458,17 +518,18 @@ static void backward_blocks(const Inputs *in, const Gradients *out, const vec *k
                                kept + ((row * chunks + c) * blocks + b) * size, g + b * size, sums + b * terms * size,
                                dD + b, room);
         }
-        for (int64_t b = low; b < high; b++) from_tile(in, g + b * size, b, out->dinitial + row * whole);
+        for (int64_t b = low; b < high; b++) from_tile(in, g + b * size, 2, b, out->dinitial + row * whole);
     }
     for (int64_t b = low; b < high; b++) {
-        for (int64_t k = 0; k < terms; k++) from_tile(in, sums + (b * terms + k) * size, b, out->terms[k]);
+        for (int64_t k = 0; k < terms; k++) from_tile(in, sums + b * terms * size + 2 * k, 2 * terms, b, out->terms[k]);
         vstore_n(out->dD + b * LANES, dD[b], lanes_of(in, b));
     }
 }
 
 /* Gradients of everything from dy and dlast. Where lengths are given, dx beyond them is not written. */
-EXPORT void FN(ssm_backward)(INPUTS, const real *kept, const real *dy, const real *dlast, real *dx, real *drate, real *dc,
-                             real *db, real *dw, real *dv, real *dD, real *dinitial, real *work, int64_t threads) {
+EXPORT void FN(ssm_backward)(INPUTS, const real *kept, const real *dy, const real *dlast, real *dx, real *drate,
+                             real *dc, real *db, real *dw, real *dv, real *dD, real *dinitial, real *work,
+                             int64_t threads) {
     const Inputs in = GATHERED;
     const Gradients out = {dy, dlast, dx, {drate, dc, db, dw, dv}, dD, dinitial};
     int64_t blocks = blocks_of(&in), size = 2 * states;
@@ -476,7 +537,7 @@ EXPORT void FN(ssm_backward)(INPUTS, const real *kept, const real *dy, const rea
     {
         unsigned before = flush_denormals();
         int64_t id = omp_get_thread_num(), all = omp_get_num_threads();
-        vec *room = (vec *)work + blocks * ((2 * terms_of(&in) + 1) * size + 1) + id * (2 * CHUNK + 2) * size;
+        vec *room = (vec *)work + blocks * ((2 * terms_of(&in) + 1) * size + 1) + id * (2 * CHUNK + 2) * PITCH(size);
         backward_blocks(&in, &out, (const vec *)kept, (vec *)work, room, blocks * id / all, blocks * (id + 1) / all);
         restore_denormals(before);
     }

@@ -125,7 +125,7 @@ def _backward(
         dx.zero_()
     size, threads, terms = 2 * rate.shape[2], _threads(x, rate), 2 if b is None else 5
     # Room for coefficients, their gradients, the state's and that of D; and each thread's, see native.c.
-    room = threads * (2 * CHUNK + 2) * size * LANES if b is not None else 0
+    room = threads * (2 * CHUNK + 2) * (size + 2) * LANES if b is not None else 0
     work = x.new_empty(_padded(rate) * ((2 * terms + 1) * size + 1) + room)
     given = [None if gradient is None else gradient.contiguous() for gradient in (dy, dlast)]
     low_rank = [None if b is None else gradient for gradient in (db, dw, dv)]

@@ -4,8 +4,8 @@ Within a chunk y is a convolution of x, written as a matrix product of each chan
 its first state. From chunk to chunk the states follow one another. So there is one state for every L tokens, and
 nothing else is larger than x.
 
-Every complex number is a pair of reals here, and a channel's system one of S = 2 N real states: h_t = A h_{t-1} + B x_t,
-y_t = C h_t. Letters as in `reference`; L tokens in each of K chunks, I planes of x and y.
+Every complex number is a pair of reals here, and a channel's system one of S = 2 N real states: h_t = A h_{t-1} +
+B x_t, y_t = C h_t. Letters as in `reference`; L tokens in each of K chunks, I planes of x and y.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ def diagonal_ssm(
         return torch.zeros_like(x), h.clone()
     with no_autocast(x.device):
         chunk = min(CHUNK if reset is None else SHORT, 1 << (tokens - 1).bit_length())
-        system = _System(rate, c, *(None if t is None else t.to(dtype) for t in (b, w, v)), planes.shape[2], chunk)
+        low_rank = [t.to(dtype) for t in (b, w, v) if t is not None]
+        system = _System(rate, c, low_rank, planes.shape[2], chunk)
         y, h = _scan(planes, h.flatten(-2), system, reset, lengths)
         y = y if x.dim() == 4 else y[:, :, 0]
         if D is not None:
@@ -64,7 +65,8 @@ class _System:
     """A real system, and what a chunk of it needs.
 
     Args:
-        rate, c, b, w, v: as in `reference`.
+        rate, c: as in `reference`.
+        low_rank: b, w and v, or none.
         planes: I.
         chunk: L, a power of 2.
 
@@ -75,20 +77,20 @@ class _System:
         kernel: (L, I, I, H), C A^j B, outputs before inputs.
     """
 
-    def __init__(
-        self, rate: Tensor, c: Tensor, b: Tensor | None, w: Tensor | None, v: Tensor | None, planes: int, chunk: int
-    ) -> None:
+    def __init__(self, rate: Tensor, c: Tensor, low_rank: list[Tensor], planes: int, chunk: int) -> None:
         a = torch.stack([1 + rate[:, 0], rate[:, 1]], 1)
         one, none = torch.ones_like(a[:, 0]), torch.zeros_like(a[:, 0])
-        B = [torch.stack([one, none], 1) if b is None else b, torch.stack([none, one], 1)][:planes]
+        B = [torch.stack([one, none], 1), torch.stack([none, one], 1)][:planes]
         C = [torch.stack([c[:, 0], -c[:, 1]], 1), torch.stack([c[:, 1], c[:, 0]], 1)][:planes]
         self.act: Act = _times
         back: Act = _times_conjugate
         square: Callable[[Tensor], Tensor] = _square
-        if w is not None and v is not None:
-            eye = torch.diag_embed(a[:, 0]), torch.diag_embed(a[:, 1])
-            turns = torch.cat([torch.cat([eye[0], -eye[1]], -1), torch.cat([eye[1], eye[0]], -1)], -2)
-            a = turns - w.flatten(1)[:, :, None] * torch.cat([v[:, 0], -v[:, 1]], 1)[:, None]
+        if low_rank:
+            b, w, v = low_rank
+            B = [b]
+            re, im = torch.diag_embed(a[:, 0]), torch.diag_embed(a[:, 1])
+            a = torch.cat([torch.cat([re, -im], -1), torch.cat([im, re], -1)], -2)
+            a = a - w.flatten(1)[:, :, None] * torch.cat([v[:, 0], -v[:, 1]], 1)[:, None]
             self.act, back, square = _matrix, _matrix_transposed, _matrix_square
         self.powers = [a]
         while 1 << (len(self.powers) - 1) < chunk:

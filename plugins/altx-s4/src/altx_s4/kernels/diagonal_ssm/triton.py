@@ -5,7 +5,7 @@ recomputing the states between from that. It is summed over rows in a fixed orde
 """
 
 # Triton has no types, nor have its functions.
-# mypy: disable-error-code="import-untyped, no-untyped-call, no-untyped-def, untyped-decorator"
+# mypy: disable-error-code="import-untyped, no-untyped-call, no-untyped-def, untyped-decorator, var-annotated"
 
 from __future__ import annotations
 
