@@ -65,21 +65,25 @@ def states(B: int, T: int, *options: str, K: int = 5, V: int = 18) -> dict[str, 
     }
 
 
-def decays(B: int, T: int, kind: str) -> torch.Tensor | None:
+def decays(B: int, T: int, kind: str, K: int = 5) -> torch.Tensor | None:
     if kind == "none":
         return None
-    g = torch.nn.functional.logsigmoid(2 * randn(B, T, 2, *(5,) * (kind == "channel"), seed=1, grad=False))
+    g = torch.nn.functional.logsigmoid(2 * randn(B, T, 2, *(K,) * (kind == "channel"), seed=1, grad=False))
     g[:, 3::9] = -torch.inf
     return g.requires_grad_()
 
 
 def recurrences() -> list[dict[str, Any]]:
     calls = [(2, 35, "state"), (1, 35, "reset", "packed"), (1, 1, "state", "reset"), (2, 0, "state")]
-    return [
+    made = [
         {"q": randn(B, T, 1, 5, seed=2), "k": randn(B, T, 1, 5, seed=3), "v": randn(B, T, 2, 18, seed=4)}
         | {"g": decays(B, T, kind)} | states(B, T, *options)
         for kind in ("none", "head", "channel") for B, T, *options in calls
     ]  # fmt: skip
+    # More key channels than a program holds.
+    wide = {"q": randn(1, 6, 1, 270, seed=2), "k": randn(1, 6, 1, 270, seed=3) / 16, "v": randn(1, 6, 2, 18, seed=4)}
+    wide |= {"g": decays(1, 6, "channel", K=270)} | states(1, 6, "state", "reset", K=270)
+    return [*made, wide]
 
 
 def deltas() -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ OP: Op[tuple[Tensor, Tensor]] = Op(
     "linear-recurrence",
     reference.linear_recurrence,
     [
-        triton_backend("altx_kernels.linear_recurrence", "q k v g", q=256, v=256),
+        triton_backend("altx_kernels.linear_recurrence", "q k v g", v=256),
         Backend("fla", vendor.linear_recurrence, vendor.unavailable, vendor.absent),
         Backend("native", native.linear_recurrence, native.unavailable, native.LIBRARY.problem),
         Backend("torch", chunked),

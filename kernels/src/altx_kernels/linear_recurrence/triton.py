@@ -47,6 +47,8 @@ from altx_kernels.primitive import Primitive
 NONE, HEAD, ROW, COLUMN = 0, 1, 2, 3
 # The side of a chunk where decays differ by channel, for which pairs of tokens are weighed one lag at a time.
 SMALL = 16
+# Key channels that a program's registers hold.
+WIDEST = 256
 # Below this log decay the past is gone: exp(-100) is no float32 but a denormal one.
 GONE = tl.constexpr(-100.0)
 
@@ -469,6 +471,17 @@ def run(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor | None = None, *, initial_state: Tensor | None = None,
     reset: Tensor | None = None, cu_seqlens: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """As `altx_kernels.linear_recurrence.linear_recurrence`; K and V up to 256, no float64."""
-    o, final = FORWARD(q, k, v, g, initial_state, reset, cu_seqlens)
-    return o, final
+    """As `altx_kernels.linear_recurrence.linear_recurrence`; V up to 256, no float64."""
+    parts = triton.cdiv(q.shape[3], WIDEST)
+    if parts <= 1:
+        o, final = FORWARD(q, k, v, g, initial_state, reset, cu_seqlens)
+        return o, final
+    # Rows of a state do not meet, and what is read from them adds up.
+    gs = g.tensor_split(parts, 3) if g is not None and g.dim() == 4 else [g] * parts
+    states = [None] * parts if initial_state is None else initial_state.tensor_split(parts, 2)
+    found = [
+        FORWARD(q_, k_, v, g_, state, reset, cu_seqlens)
+        for q_, k_, g_, state in zip(q.tensor_split(parts, 3), k.tensor_split(parts, 3), gs, states, strict=True)
+    ]
+    total = torch.stack([o for o, _ in found]).sum(0, dtype=torch.float32).to(v.dtype)
+    return total, torch.cat([final for _, final in found], 2)
