@@ -15,6 +15,7 @@ from altx_performer.features import draw
 from altx_performer.performer import Performer, build
 from torch import Tensor
 
+from altx import pieces
 from altx.context import Context
 from altx.spec import BuildContext
 from altx_kernels.linear_recurrence import linear_recurrence
@@ -241,8 +242,22 @@ def test_streams_exactly_from_any_cut_also_where_norms_grow_and_shrink() -> None
     x = torch.randn(2, 24, 16, dtype=torch.float64) * torch.linspace(-4, 4, 24, dtype=torch.float64)[None, :, None]
     whole = layer(x).y
     for cuts in ([0, 1, 2, 24], [0, 7, 8, 19, 24], list(range(25))):
-        state, pieces = layer.init_state(2), []
+        state, outputs = layer.init_state(2), []
         for start, stop in itertools.pairwise(cuts):
             out = layer(x[:, start:stop], Context(), state)
-            state, pieces = out.state, [*pieces, out.y]
-        torch.testing.assert_close(torch.cat(pieces, 1), whole, atol=1e-11, rtol=0)
+            state, outputs = out.state, [*outputs, out.y]
+        torch.testing.assert_close(torch.cat(outputs, 1), whole, atol=1e-11, rtol=0)
+
+
+@pytest.mark.parametrize("kernel", ["softmax", "relu"])
+@torch.no_grad()
+def test_a_long_sequence_in_pieces_equals_the_whole(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = make(kernel=kernel), torch.randn(2, 23, 16, dtype=torch.float64)
+    ctx = Context(mask=torch.rand(2, 23) < 0.7, reset=torch.rand(2, 23) < 0.2)
+    whole = layer(x, ctx, layer.init_state(2))
+    monkeypatch.setattr(pieces, "TOKENS", 10)
+    monkeypatch.setattr(pieces, "SHORTEST", 3)
+    found = layer(x, ctx, layer.init_state(2))
+    torch.testing.assert_close(found.y[ctx.mask], whole.y[ctx.mask], atol=1e-12, rtol=0)
+    for name, leaf in whole.state.flat().items():
+        torch.testing.assert_close(found.state.flat()[name], leaf, atol=1e-12, rtol=0)
