@@ -1,4 +1,4 @@
-"""Backend "native": a C recurrence over slabs of value channels that stay in the first cache."""
+"""Backend "native": C, chunk by chunk, and token by token where there are few."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from altx_kernels.primitive import Primitive
 
 LIBRARY = Library(
     Path(__file__).with_name("native.c"),
-    {"delta_rule": "p" * 13 + "i" * 14, "delta_rule_backward": "p" * 19 + "i" * 15},
+    {"delta_rule": "p" * 13 + "i" * 15, "delta_rule_backward": "p" * 19 + "i" * 16},
 )
 
-CHUNK = 64  # tokens between two states that are kept for the backward pass, as in native.c
+CHUNK = 32  # tokens between two states that are kept for the backward pass, as in chunks.h
+GROUP = 8  # heads whose rows are read together, as they lie, so long as their states fit the second cache
 COLUMNS = 32  # value channels that are worth a thread
 SERIAL = 2_000_000  # multiplications that are not worth waking a thread for
 
@@ -80,13 +81,13 @@ def _backward(
     rows, strides = _per_token(q, k, v, a, b, g)
     batch, length = q.shape[:2]
     sequences = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    parts, threads = _work(v, kept[:sequences])
+    group, parts, threads = _work(v, kept[:sequences])
     if parts > 1:  # sums over a part of the value channels each, added in one order
         dq, dk, da, db, dg = (x.new_empty(parts, *x.shape) for x in (dq, dk, da, db, dg))
     LIBRARY.call(
         "delta_rule_backward", q.dtype, _dense(dy), _dense(dstate), *rows, _dense(reset), _bounds(q, cu_seqlens), u,
         kept, dq, dk, dv, da, db, None if g is None else dg, dinitial if initial else None,
-        sequences, length, batch * length, *kept.shape[1:], *strides, _decay(g), parts, threads,
+        sequences, length, batch * length, *kept.shape[1:], *strides, _decay(g), group, parts, threads,
     )  # fmt: skip
     if parts > 1:
         dq, dk, da, db, dg = (x.sum(0) for x in (dq, dk, da, db, dg))
@@ -153,10 +154,11 @@ def _decay(g: Tensor | None) -> int:
     return 0 if g is None else g.dim() - 2
 
 
-def _work(v: Tensor, state: Tensor) -> tuple[int, int]:
-    """Into how many parts to cut the value channels of a head, and on how many threads to work."""
+def _work(v: Tensor, state: Tensor) -> tuple[int, int, int]:
+    """How many heads make a task, into how many parts to cut its value channels, and on how many threads to work."""
     sequences, heads, width, values = state.shape
     threads = torch.get_num_threads() if v.numel() * width >= SERIAL else 1
+    group = max(1, min(heads, GROUP, sequences * heads // threads))
     pieces = -(-values // COLUMNS)
     wanted = 1 if threads == 1 else -(-threads // max(1, sequences * heads))
-    return max(1, min(pieces, wanted)), threads
+    return group, max(1, min(pieces, wanted)), threads
