@@ -1,1 +1,1 @@
-"""Softmax attention (multi-head, grouped-query, sliding window, rotary) for altx."""
+"""Softmax attention (grouped-query, sliding window, sinks, soft cap, latent) for altx."""
