@@ -25,3 +25,4 @@ test_mlstm = conformance("mlstm")
 test_mlstm_without_cap = conformance(
     "mlstm", config={"heads": 2, "qk_dim_factor": 1.0, "v_dim_factor": 2.0, "gate_soft_cap": None, "bias": True}
 )
+test_mlstm_projected_up = conformance("mlstm", config={"block": "pre-up", "proj_factor": 1.0})

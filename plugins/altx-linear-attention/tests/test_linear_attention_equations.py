@@ -31,6 +31,7 @@ FORMS = {
     "hgrn2 convolved": ("hgrn2", {"expand_ratio": 6, "short_conv": True, "lower_bound": False}),
     "mlstm": ("mlstm", {"heads": 2}),
     "mlstm uncapped": ("mlstm", {"heads": 3, "qk_dim_factor": 1.0, "v_dim_factor": 2.0, "gate_soft_cap": None}),
+    "mlstm pre-up": ("mlstm", {"block": "pre-up", "heads": 2, "qkv_block": 2, "conv_kernel": 3, "bias": True}),
 }
 
 
@@ -55,7 +56,7 @@ def mixer(form) -> Layer:
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.4)
-        if form[0] == "mlstm":
+        if form[0] == "mlstm" and "block" not in form[1]:
             layer.igate_preact.bias.zero_()  # else hardly anything is ever written
             layer.fgate_preact.bias.sub_(2)
     return layer
@@ -199,26 +200,55 @@ def hgrn2(layer, config, xs, positions):
     return ys
 
 
-def mlstm(layer, config, xs, positions):
+class Cell:
     """Equations 19 to 27 as they stand, without the stabiliser but in eps, which the authors' code adds last."""
+
+    def __init__(self, heads, norm_eps):
+        self.norm_eps = norm_eps
+        self.C, self.n, self.m = ([0.0] * heads for _ in range(3))
+
+    def __call__(self, qs, ks, vs, i, f):
+        """The normed heads end to end."""
+        out = []
+        for h, (q, k, v) in enumerate(zip(qs, ks, vs, strict=True)):
+            self.C[h] = torch.sigmoid(f[h]) * self.C[h] + i[h].exp() * torch.outer(k, v)
+            self.n[h] = torch.sigmoid(f[h]) * self.n[h] + i[h].exp() * k
+            self.m[h] = torch.maximum(torch.log(torch.sigmoid(f[h])) + self.m[h], i[h])
+            q = q / len(q) ** 0.5
+            y = q @ self.C[h] / ((q @ self.n[h]).abs().clamp(min=1) + 1e-6 * self.m[h].exp())
+            out.append((y - y.mean()) / (y.var(unbiased=False) + self.norm_eps).sqrt())
+        return torch.cat(out)
+
+
+def mlstm(layer, config, xs, positions):
+    if config.get("block") == "pre-up":
+        return mlstm_pre_up(layer, config, xs)
     H, ys = config["heads"], []
-    cap = config.get("gate_soft_cap", 15.0)
-    C, n, m = [0.0] * H, [0.0] * H, [0.0] * H
+    cap, cell = config.get("gate_soft_cap", 15.0), Cell(H, 1e-6)
     for x in xs:
         q, k, v = (p(x).chunk(H) for p in (layer.q, layer.k, layer.v))
         i, f = layer.igate_preact(x), layer.fgate_preact(x)
         if cap:
             i, f = cap * torch.tanh(i / cap), cap * torch.tanh(f / cap)
-        h_ = []
-        for h in range(H):
-            C[h] = torch.sigmoid(f[h]) * C[h] + i[h].exp() * torch.outer(k[h], v[h])
-            n[h] = torch.sigmoid(f[h]) * n[h] + i[h].exp() * k[h]
-            m[h] = torch.maximum(torch.log(torch.sigmoid(f[h])) + m[h], i[h])
-            q_ = q[h] / len(q[h]) ** 0.5
-            y = q_ @ C[h] / ((q_ @ n[h]).abs().clamp(min=1) + 1e-6 * m[h].exp())
-            h_.append((y - y.mean()) / (y.var(unbiased=False) + 1e-6).sqrt())
-        y = torch.cat(h_) * layer.multihead_norm.weight * torch.sigmoid(layer.ogate_preact(x))
+        y = cell(q, k, v, i, f) * layer.multihead_norm.weight * torch.sigmoid(layer.ogate_preact(x))
         ys.append(layer.out_proj(y))
+    return ys
+
+
+def mlstm_pre_up(layer, config, xs):
+    H, ys = config["heads"], []
+    taps, cell = Taps(layer.conv1d), Cell(H, 1e-5)
+    gates = layer.mlstm_cell
+    for x in xs:
+        u, z = layer.proj_up(x).chunk(2)
+        c = taps(u)
+        q, k, v = (
+            torch.cat([W @ part for W, part in zip(p.weight, into.split(config["qkv_block"]), strict=True)]) + p.bias
+            for p, into in ((layer.q_proj, c), (layer.k_proj, c), (layer.v_proj, u))
+        )
+        i, f = gates.igate(torch.cat([q, k, v])), gates.fgate(torch.cat([q, k, v]))
+        h = cell(q.chunk(H), k.chunk(H), v.chunk(H), i, f) * (1 + gates.outnorm.weight)
+        ys.append(layer.proj_down((h + layer.learnable_skip * c) * silu(z)))
     return ys
 
 
@@ -374,6 +404,12 @@ def test_other_weights_start_as_published():
     assert not any(part.weight.any() for part in (layer.igate_preact, layer.fgate_preact, layer.ogate_preact))
     assert layer.q.weight.std().item() == pytest.approx((2 / (5 * 256)) ** 0.5, rel=0.05)
     assert layer.out_proj.weight.std().item() == pytest.approx(2 / 4 / 256**0.5, rel=0.05)
+    layer = make("mlstm", dim=256, layers=4, block="pre-up")
+    assert not any(gate.weight.any() for gate in (layer.mlstm_cell.igate, layer.mlstm_cell.fgate))
+    torch.testing.assert_close(layer.mlstm_cell.fgate.bias, torch.linspace(3, 6, 4))
+    for part in (layer.proj_up, layer.q_proj, layer.k_proj, layer.v_proj):
+        assert part.weight.std().item() == pytest.approx((2 / (5 * 256)) ** 0.5, rel=0.05)
+    assert layer.proj_down.weight.std().item() == pytest.approx(2 / 4 / 256**0.5, rel=0.05)
     for name in ("lightning", "hgrn2"):
         weights = {n: p for n, p in make(name, dim=256).named_parameters() if n.endswith("proj.weight")}
         assert all(p.std().item() == pytest.approx(0.02, rel=0.05) for p in weights.values()) and weights
@@ -403,6 +439,12 @@ def test_retention_has_heads_of_256_channels_where_they_fit(dim, heads):
         ("gla", {"heads": 4}, "use heads 3 or 6"),
         ("hgrn2", {"expand_ratio": 5}, "use expand_ratio 4 or 6, or dim 15"),
         ("mlstm", {"heads": 5}, "use heads 3 or 6"),
+        (
+            "mlstm",
+            {"block": "pre-up", "heads": 5},
+            "the inner width 64 is not divisible into 5 equal heads; use heads 4",
+        ),
+        ("mlstm", {"block": "pre-up", "qkv_block": 5}, "use qkv_block 4"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_what_would_do(name, config, message):

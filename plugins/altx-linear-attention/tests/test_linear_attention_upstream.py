@@ -9,6 +9,7 @@
   be streamed: the others divide by sums of absolute values as well, which cancels but for that epsilon.
 * fla-org/flash-linear-attention bc3b101: `GatedLinearAttention` and `HGRN2Attention`, whose Triton kernels (recurrence,
   norms, convolutions) had plain PyTorch in their place.
+* NX-AI/xlstm 032a6fb: `mLSTMLayer.step`, token by token, its `conv1d.conv` called `conv1d` when parameters were filled.
 """
 
 from __future__ import annotations
@@ -76,6 +77,9 @@ CASES = {
     "hgrn2-16-8-0": ("hgrn2", {"expand_ratio": 8}),
     "hgrn2-24-8-1": ("hgrn2", {"expand_ratio": 8}),
     "hgrn2-24-12-2": ("hgrn2", {"expand_ratio": 12, "short_conv": True}),
+    "xlstm-16-0": ("mlstm", {"block": "pre-up"}),
+    "xlstm-32-1": ("mlstm", {"block": "pre-up", "heads": 8, "qkv_block": 8, "bias": True}),
+    "xlstm-24-2": ("mlstm", {"block": "pre-up", "heads": 2, "proj_factor": 1.3, "conv_kernel": 3}),
 }
 
 

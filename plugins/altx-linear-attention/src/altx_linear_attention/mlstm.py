@@ -9,16 +9,16 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from altx.context import Context
 from altx.masking import RealFirst
 from altx.spec import BuildContext
 from altx.state import Leaf, State
-from altx_kernels.linear_recurrence import linear_recurrence
 from altx_linear_attention.heads import scaled
+from altx_linear_attention.mlstm_cell import HeadNorm, cell, leaves, soft_cap
 from altx_linear_attention.mlstm_config import MLSTMConfig
-from altx_linear_attention.recurrent import Recurrent, real
+from altx_linear_attention.mlstm_pre_up import PreUpMLSTM
+from altx_linear_attention.recurrent import Recurrent
 
 
 class MLSTM(Recurrent):
@@ -78,93 +78,39 @@ class MLSTM(Recurrent):
 
     def leaves(self) -> Mapping[str, tuple[tuple[int, ...], Leaf]]:
         keys, values = self.q.out_features // self.heads, self.v.out_features // self.heads
-        return {"cn": ((self.heads, keys, values + 1), Leaf(fp32=True)), "m": ((self.heads,), Leaf(fp32=True))}
+        return leaves(self.heads, keys, values)
 
     def mix(self, batch: RealFirst, ctx: Context, state: State | None) -> tuple[Tensor, dict[str, Tensor]]:
         x = batch.x
         q, k, v = (project(x).unflatten(-1, (self.heads, -1)) for project in (self.q, self.k, self.v))
-        i = real(self._cap(self.igate_preact(x)), batch, -torch.inf)
-        f = real(F.logsigmoid(self._cap(self.fgate_preact(x))), batch)
-        before = i.new_zeros(x.shape[0], self.heads) if state is None else state["m"].detach()
-        m, held = stabilisers(f.detach(), i.detach(), before.to(i.dtype), batch.reset)
-        q = q * q.shape[-1] ** -0.5
-        k = k * torch.exp(i - m)[..., None].to(k.dtype)
-        # n is one more column of C, that of a value which is always 1.
-        o, cn = linear_recurrence(
-            q, k, F.pad(v, (0, 1), value=1.0), f + held - m,
-            initial_state=state["cn"] if state else None, reset=batch.reset,
-        )  # fmt: skip
-        scale = torch.maximum(o[..., -1:].abs(), torch.exp(-m)[..., None]) + self.eps
-        h = self.multihead_norm(o[..., :-1] / scale.to(o.dtype))
-        y: Tensor = self.out_proj(torch.sigmoid(self.ogate_preact(x)) * h)
-        return y, {"cn": cn, "m": m[:, -1].clone()}
-
-    def _cap(self, gate: Tensor) -> Tensor:
-        """The projection of a gate (B, T, H), soft-capped, in float32 at least."""
-        gate = gate.to(torch.promote_types(gate.dtype, torch.float32))
-        return gate if self.gate_soft_cap is None else self.gate_soft_cap * torch.tanh(gate / self.gate_soft_cap)
+        i, f = (soft_cap(gate(x), self.gate_soft_cap) for gate in (self.igate_preact, self.fgate_preact))
+        h, after = cell(q, k, v, i, f, batch, state, eps=self.eps)
+        y: Tensor = self.out_proj(torch.sigmoid(self.ogate_preact(x)) * self.multihead_norm(h))
+        return y, after
 
 
-class HeadNorm(nn.Module):
-    """LayerNorm of each head, with a weight and perhaps a bias for every channel of all heads.
-
-    Args:
-        heads, width: H and V.
-        eps: added to the variance.
-        bias: whether there is one.
-    """
-
-    def __init__(self, heads: int, width: int, *, eps: float, bias: bool) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(heads * width))
-        self.bias = nn.Parameter(torch.zeros(heads * width)) if bias else None
-
-    def forward(self, h: Tensor) -> Tensor:
-        """(B, T, H V) from h (B, T, H, V)."""
-        y = F.layer_norm(h, h.shape[-1:], eps=self.eps).flatten(2) * self.weight
-        return y if self.bias is None else y + self.bias
-
-
-def stabilisers(f: Tensor, i: Tensor, before: Tensor, reset: Tensor | None) -> tuple[Tensor, Tensor]:
-    """m_t = max(f_t + m_{t-1}, i_t) of every token, and m_{t-1}, which is 0 where a sequence starts.
-
-    Doubles its reach log2(T) times: what a run of tokens does to m is again to add something and to take a maximum.
-
-    Args:
-        f: (B, T, H), log forget gates.
-        i: (B, T, H), input gates before exp.
-        before: (B, H), m before the first token.
-        reset: (B, T) bool, where a sequence starts.
-
-    Returns:
-        m_t and m_{t-1}, (B, T, H).
-    """
-    first = before if reset is None else before.masked_fill(reset[:, :1], 0)
-    added = f
-    if reset is not None:
-        # Nothing before a start counts, but the 0 that it starts from.
-        i = torch.where(reset[..., None], torch.maximum(i, f), i)
-        added = added.masked_fill(reset[..., None], -torch.inf)
-    m = torch.cat([torch.maximum(i[:, :1], f[:, :1] + first[:, None]), i[:, 1:]], 1)
-    reach = 1
-    while reach < m.shape[1]:
-        m = torch.cat([m[:, :reach], torch.maximum(m[:, reach:], m[:, :-reach] + added[:, reach:])], 1)
-        added = torch.cat([added[:, :reach], added[:, reach:] + added[:, :-reach]], 1)
-        reach *= 2
-    held = torch.cat([first[:, None], m[:, :-1]], 1)
-    return m, held if reset is None else held.masked_fill(reset[..., None], 0)
-
-
-def build(config: MLSTMConfig, ctx: BuildContext) -> MLSTM:
+def build(config: MLSTMConfig, ctx: BuildContext) -> MLSTM | PreUpMLSTM:
+    if config.block == "pre-up":
+        return PreUpMLSTM(
+            ctx.dim,
+            inner=config.inner(ctx.dim),
+            heads=config.count,
+            qkv_block=config.qkv_block,
+            conv_kernel=config.conv_kernel,
+            gate_soft_cap=config.cap,
+            eps=config.eps,
+            norm_eps=config.epsilon,
+            bias=config.bias,
+            num_layers=ctx.num_layers,
+        )
     return MLSTM(
         ctx.dim,
-        heads=config.heads,
+        heads=config.count,
         keys=scaled(ctx.dim, config.qk_dim_factor, "qk_dim_factor"),
         values=scaled(ctx.dim, config.v_dim_factor, "v_dim_factor"),
-        gate_soft_cap=config.gate_soft_cap,
+        gate_soft_cap=config.cap,
         eps=config.eps,
-        norm_eps=config.norm_eps,
+        norm_eps=config.epsilon,
         bias=config.bias,
         num_layers=ctx.num_layers,
     )
