@@ -1,6 +1,6 @@
-"""altx-s4 beside what its papers' authors compute a whole sequence with, as torch functions of our weights: for S4D and S4
-a convolution by FFT with the kernel that their code makes (Vandermonde; Cauchy with Woodbury's identity), for S5 a
-parallel scan. No library that can be installed has these layers."""
+"""altx-s4 beside what its papers' authors compute a whole sequence with, as torch functions of our weights: for S4D and
+S4 a convolution by FFT with the kernel that their code makes (Vandermonde; Cauchy with Woodbury's identity), for S5 a
+parallel scan. Their own code is in no package that can be installed."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def untruncate(module: DPLRKernel, state: dict[str, Tensor], prefix: str, *rest:
         A = torch.linalg.matrix_power(dense(rate, w, v), int(length))
         C = state[prefix + "C"]
         # Re(C h) is a product of real vectors, (re C, -im C) and (re h, im h).
-        sign = torch.tensor([1.0, -1.0], dtype=torch.float64)
+        sign = A.new_tensor([1.0, -1.0])
         rows = (C.double() * sign).mT.flatten(-2)
         rows = torch.linalg.solve(torch.eye(A.shape[-1]).to(A) - A.mT, rows[..., None])[..., 0]
         state[prefix + "C"] = (rows.unflatten(-1, (2, -1)).mT * sign).to(C.dtype).contiguous()

@@ -71,15 +71,14 @@ class _System:
         chunk: L, a power of 2.
 
     Attributes:
-        powers: A, A^2, A^4, ..., A^L, whatever `act` takes.
+        powers: A - 1, A^2 - 1, A^4 - 1, ..., A^L - 1, whatever `act` takes.
         columns: (L, I, H, S), A^j B.
         rows: (L, I, H, S), C A^(j+1).
         kernel: (L, I, I, H), C A^j B, outputs before inputs.
     """
 
     def __init__(self, rate: Tensor, c: Tensor, low_rank: list[Tensor], planes: int, chunk: int) -> None:
-        a = torch.stack([1 + rate[:, 0], rate[:, 1]], 1)
-        one, none = torch.ones_like(a[:, 0]), torch.zeros_like(a[:, 0])
+        one, none = torch.ones_like(rate[:, 0]), torch.zeros_like(rate[:, 0])
         B = [torch.stack([one, none], 1), torch.stack([none, one], 1)][:planes]
         C = [torch.stack([c[:, 0], -c[:, 1]], 1), torch.stack([c[:, 1], c[:, 0]], 1)][:planes]
         self.act: Act = _times
@@ -88,15 +87,15 @@ class _System:
         if low_rank:
             b, w, v = low_rank
             B = [b]
-            re, im = torch.diag_embed(a[:, 0]), torch.diag_embed(a[:, 1])
-            a = torch.cat([torch.cat([re, -im], -1), torch.cat([im, re], -1)], -2)
-            a = a - w.flatten(1)[:, :, None] * torch.cat([v[:, 0], -v[:, 1]], 1)[:, None]
+            re, im = torch.diag_embed(rate[:, 0]), torch.diag_embed(rate[:, 1])
+            rate = torch.cat([torch.cat([re, -im], -1), torch.cat([im, re], -1)], -2)
+            rate = rate - w.flatten(1)[:, :, None] * torch.cat([v[:, 0], -v[:, 1]], 1)[:, None]
             self.act, back, square = _matrix, _matrix_transposed, _matrix_square
-        self.powers = [a]
+        self.powers = [rate]
         while 1 << (len(self.powers) - 1) < chunk:
             self.powers.append(square(self.powers[-1]))
         inputs, outputs = (torch.stack(parts).flatten(-2)[None] for parts in (B, C))
-        self.columns, self.rows = inputs, back(a, outputs)
+        self.columns, self.rows = inputs, back(rate, outputs)
         for power in self.powers[:-1]:
             self.columns = torch.cat([self.columns, self.act(power, self.columns)])
             self.rows = torch.cat([self.rows, back(power, self.rows)])
@@ -112,32 +111,34 @@ class _System:
         return h
 
 
-def _times(a: Tensor, z: Tensor) -> Tensor:
-    """a z for complex a (H, 2, N), z (..., H, S)."""
-    (ar, ai), (zr, zi) = a.unbind(-2), z.unflatten(-1, (2, -1)).unbind(-2)
-    return torch.cat([ar * zr - ai * zi, ar * zi + ai * zr], -1)
+def _times(rate: Tensor, z: Tensor) -> Tensor:
+    """(1 + rate) z for complex rate (H, 2, N), z (..., H, S)."""
+    (re, im), (zr, zi) = rate.unbind(-2), z.unflatten(-1, (2, -1)).unbind(-2)
+    return z + torch.cat([re * zr - im * zi, re * zi + im * zr], -1)
 
 
-def _times_conjugate(a: Tensor, z: Tensor) -> Tensor:
-    (ar, ai), (zr, zi) = a.unbind(-2), z.unflatten(-1, (2, -1)).unbind(-2)
-    return torch.cat([ar * zr + ai * zi, ar * zi - ai * zr], -1)
+def _times_conjugate(rate: Tensor, z: Tensor) -> Tensor:
+    (re, im), (zr, zi) = rate.unbind(-2), z.unflatten(-1, (2, -1)).unbind(-2)
+    return z + torch.cat([re * zr + im * zi, re * zi - im * zr], -1)
 
 
-def _square(a: Tensor) -> Tensor:
-    return torch.stack([a[:, 0] ** 2 - a[:, 1] ** 2, 2 * a[:, 0] * a[:, 1]], 1)
+def _square(rate: Tensor) -> Tensor:
+    """(1 + rate)^2 - 1."""
+    re, im = rate.unbind(-2)
+    return 2 * rate + torch.stack([re * re - im * im, 2 * re * im], -2)
 
 
-def _matrix(a: Tensor, z: Tensor) -> Tensor:
-    """a z for real a (H, S, S), z (..., H, S)."""
-    return torch.einsum("hrs,...hs->...hr", a, z)
+def _matrix(rate: Tensor, z: Tensor) -> Tensor:
+    """(1 + rate) z for real rate (H, S, S), z (..., H, S)."""
+    return z + torch.einsum("hrs,...hs->...hr", rate, z)
 
 
-def _matrix_transposed(a: Tensor, z: Tensor) -> Tensor:
-    return torch.einsum("hrs,...hr->...hs", a, z)
+def _matrix_transposed(rate: Tensor, z: Tensor) -> Tensor:
+    return z + torch.einsum("hrs,...hr->...hs", rate, z)
 
 
-def _matrix_square(a: Tensor) -> Tensor:
-    return a @ a
+def _matrix_square(rate: Tensor) -> Tensor:
+    return 2 * rate + rate @ rate
 
 
 def _reaches(lengths: Tensor, tokens: int) -> Tensor:
