@@ -114,8 +114,8 @@ def altx_token_mixers() -> Iterable[MixerSpec]:
                 "y_t = W_o (sigmoid(W_g x_t) * norm(C_t^T q_t / max(|n_t . q_t|, 1))), in heads, in log space, so\n"
                 "that nothing overflows. i and f are one number per head and token: a token may outweigh all others.\n"
                 "Linear in T: 8 D^2 FLOPs of projections and 5 D K of recurrence per token, K = D / 2 / heads.\n"
-                "State: D K + D / 2 + heads numbers per row however long the sequence. The layer of xLSTM 7B, or, with block\n"
-                "pre-up, that of the first paper, twice as wide, behind a short convolution."
+                "State: D K + D / 2 + heads numbers per row however long the sequence. The layer of xLSTM 7B, or,\n"
+                "with block pre-up, that of the first paper, twice as wide, behind a short convolution."
             ),
             build="altx_linear_attention.mlstm:build",
             config="altx_linear_attention.mlstm_config:MLSTMConfig",
