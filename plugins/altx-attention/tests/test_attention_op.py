@@ -202,8 +202,8 @@ def test_backends_say_why_they_are_not_chosen() -> None:
         assert OP.choose(**values(example(2, 1, 20, 4, 2, 8, 8, softcap=2.0))).backend == "native"
         shared = OP.choose(**values(example(2, 1, 20, 8, 1, 8, 8)))
         assert "8 heads share a key" in shared.refused["native"]
-    with pytest.raises(KernelError, match="it has no gradient"):
-        OP(**example(2, 1, 20, 4, 2, 8, 8).arguments, backend="native")
+        with pytest.raises(KernelError, match="it has no gradient"):
+            OP(**example(2, 1, 20, 4, 2, 8, 8).arguments, backend="native")
     assert "flash_attn" not in sys.modules
 
 
