@@ -9,14 +9,14 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from altx.masking import RealFirst
 from altx.spec import BuildContext
 from altx.state import State
 from altx_rwkv.config import ChannelConfig, RWKV5ChannelConfig
 from altx_rwkv.initial import Depth, channels, depth, orthogonal, per_channel
-from altx_rwkv.recurrent import Recurrent
+from altx_rwkv.pointwise import squared_relu, times
+from altx_rwkv.recurrent import Recurrent, shifted
 
 
 class ChannelMix(Recurrent):
@@ -53,14 +53,18 @@ class ChannelMix(Recurrent):
         return self.key.in_features
 
     def mix(
-        self, x: Tensor, before: Tensor, batch: RealFirst, shared: Mapping[str, Tensor], state: State | None
+        self, batch: RealFirst, shared: Mapping[str, Tensor], state: State | None
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        xk, xr = torch.lerp(before, x, self.time_mix_k), torch.lerp(before, x, self.time_mix_r)
-        return torch.sigmoid(self.receptance(xr)) * self.inner(xk), {}, {}
+        return self.gated(batch, 1 - torch.cat([self.time_mix_k, self.time_mix_r])[:, 0], state), {}, {}
+
+    def gated(self, batch: RealFirst, mix: Tensor, state: State | None) -> Tensor:
+        """y (B, T, D), mix (2, D) saying how much of the token before k and r see."""
+        xk, xr = shifted(batch, mix, state)
+        return times(torch.sigmoid(self.receptance(xr)), self.inner(xk))
 
     def inner(self, x: Tensor) -> Tensor:
         """W_v relu(W_k x)^2."""
-        y: Tensor = self.value(F.relu(self.key(x)).square())
+        y: Tensor = self.value(squared_relu(self.key(x)))
         return y
 
 
@@ -74,10 +78,9 @@ class ChannelMix6(ChannelMix):
         self.time_maa_r = per_channel(1 - channels(dim) ** place.falling**3)
 
     def mix(
-        self, x: Tensor, before: Tensor, batch: RealFirst, shared: Mapping[str, Tensor], state: State | None
+        self, batch: RealFirst, shared: Mapping[str, Tensor], state: State | None
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        xk, xr = torch.lerp(x, before, self.time_maa_k), torch.lerp(x, before, self.time_maa_r)
-        return torch.sigmoid(self.receptance(xr)) * self.inner(xk), {}, {}
+        return self.gated(batch, torch.cat([self.time_maa_k, self.time_maa_r])[:, 0], state), {}, {}
 
 
 class ChannelMix7(ChannelMix):
@@ -90,9 +93,9 @@ class ChannelMix7(ChannelMix):
         self.x_k = per_channel(1 - channels(dim) ** place.falling**4)
 
     def mix(
-        self, x: Tensor, before: Tensor, batch: RealFirst, shared: Mapping[str, Tensor], state: State | None
+        self, batch: RealFirst, shared: Mapping[str, Tensor], state: State | None
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        return self.inner(torch.lerp(x, before, self.x_k)), {}, {}
+        return self.inner(*shifted(batch, self.x_k[0], state)), {}, {}
 
 
 def build(config: ChannelConfig | RWKV5ChannelConfig, ctx: BuildContext) -> ChannelMix:

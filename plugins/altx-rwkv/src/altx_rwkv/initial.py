@@ -54,8 +54,8 @@ def decay_speed(size: int, start: float, by: float, exponent: float) -> Tensor:
 
 
 def per_channel(values: Tensor) -> nn.Parameter:
-    """A parameter (1, 1, D), as checkpoints have it."""
-    return nn.Parameter(values.reshape(1, 1, -1))
+    """A parameter (1, 1, D), as checkpoints have it; a copy, since others may start from the same values."""
+    return nn.Parameter(values.reshape(1, 1, -1).clone())
 
 
 def bonus(size: int, place: Depth) -> Tensor:

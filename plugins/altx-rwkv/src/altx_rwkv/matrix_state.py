@@ -90,5 +90,5 @@ def read_before(
         first = (r[:, :1, :, None].to(start.dtype) @ start[:, None])[..., 0, :].to(v.dtype)
         if batch.reset is not None:
             first = first.masked_fill(batch.reset[:, :1, None, None], 0)
-    own = (r * k * u.to(r.dtype)).sum(-1, keepdim=True)
+    own = torch.einsum("bthk,hk->bth", r * k, u.to(r.dtype))[..., None]
     return torch.addcmul(torch.cat([first, read[:, :-1]], 1), own, v), last

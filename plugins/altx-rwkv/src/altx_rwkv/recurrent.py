@@ -14,6 +14,7 @@ from altx.layer import FRESH, Layer, Output, advanced
 from altx.masking import RealFirst, real_first
 from altx.pieces import in_pieces
 from altx.state import Leaf, State
+from altx_rwkv.kernels.token_shift import token_shift
 
 SHIFT = Leaf(kind="conv")
 
@@ -45,14 +46,12 @@ class Recurrent(Layer):
 
     @abstractmethod
     def mix(
-        self, x: Tensor, before: Tensor, batch: RealFirst, shared: Mapping[str, Tensor], state: State | None
+        self, batch: RealFirst, shared: Mapping[str, Tensor], state: State | None
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """y (B, T, D), the leaves of the state after it, and exports (B, T, ...), in the order of `batch`.
 
         Args:
-            x: (B, T, D), in each row the real tokens first; T is not 0.
-            before: (B, T, D), the token before each of x, zeros where there is none.
-            batch: x, and the `reset` and `lengths` that go with it.
+            batch: x (B, T, D), in each row the real tokens first, and what goes with it; T is not 0.
             shared: what earlier layers exported, in the order of `batch`.
             state: that before them; None is a fresh one.
         """
@@ -86,13 +85,18 @@ class Recurrent(Layer):
         if out := in_pieces(self, x, ctx, state):
             return out
         batch = real_first(x, ctx)
-        past = state["shift"] if state else None
         shared = {name: real_first(ctx.shared[name], ctx).x for name in self.read}
-        y, after, exports = self.mix(batch.x, token_before(batch, past), batch, shared, state)
+        y, after, exports = self.mix(batch, shared, state)
         if state is not None:
             state = state.replace(**after, shift=last_token(batch, state["shift"]), seen=advanced(state.seen, x, ctx))
         exports = {name: batch.restore(exported) for name, exported in exports.items()}
         return Output(batch.restore(y), state, exports=exports)
+
+
+def shifted(batch: RealFirst, mix: Tensor, state: State | None) -> tuple[Tensor, ...]:
+    """Mixtures of each token with the one before, mix (N, D) saying how much of that goes into each: N of (B, T, D)."""
+    past = state["shift"] if state else None
+    return token_shift(batch.x, mix, initial_state=past, reset=batch.reset).unbind()
 
 
 def real(x: Tensor, batch: RealFirst) -> Tensor:
@@ -102,10 +106,10 @@ def real(x: Tensor, batch: RealFirst) -> Tensor:
     return x.masked_fill(~batch.mask.reshape(*batch.mask.shape, *[1] * (x.dim() - 2)), 0)
 
 
-def token_before(batch: RealFirst, past: Tensor | None) -> Tensor:
-    """The token before each of batch.x (B, T, D): past (B, D) before the first, zeros where a sequence starts."""
+def token_before(batch: RealFirst, state: State | None) -> Tensor:
+    """The token before each of batch.x (B, T, D), zeros where a sequence starts."""
     x = batch.x
-    first = torch.zeros_like(x[:, :1]) if past is None else past[:, None].to(x.dtype)
+    first = state["shift"][:, None].to(x.dtype) if state else torch.zeros_like(x[:, :1])
     before = first if x.shape[1] == 1 else torch.cat([first, x[:, :-1]], 1)
     return before if batch.reset is None else before.masked_fill(batch.reset[..., None], 0)
 

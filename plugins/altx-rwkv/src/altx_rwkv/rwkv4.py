@@ -19,7 +19,8 @@ from altx.state import Leaf, State
 from altx_rwkv.config import RWKV4Config
 from altx_rwkv.initial import Depth, channels, decay_speed, depth, orthogonal, per_channel, zigzag
 from altx_rwkv.kernels.wkv4 import EMPTY, wkv4
-from altx_rwkv.recurrent import Recurrent
+from altx_rwkv.pointwise import times
+from altx_rwkv.recurrent import Recurrent, shifted
 
 
 class RWKV4(Recurrent):
@@ -71,17 +72,17 @@ class RWKV4(Recurrent):
         return zeros
 
     def mix(
-        self, x: Tensor, before: Tensor, batch: RealFirst, shared: Mapping[str, Tensor], state: State | None
+        self, batch: RealFirst, shared: Mapping[str, Tensor], state: State | None
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        k = self.key(torch.lerp(before, x, self.time_mix_k))
-        v = self.value(torch.lerp(before, x, self.time_mix_v))
-        r = self.receptance(torch.lerp(before, x, self.time_mix_r))
+        mix = 1 - torch.cat([self.time_mix_k, self.time_mix_v, self.time_mix_r])[:, 0]
+        xk, xv, xr = shifted(batch, mix, state)
+        k, v, r = self.key(xk), self.value(xv), self.receptance(xr)
         wide = torch.promote_types(self.time_decay.dtype, torch.float32)
         y, wkv = wkv4(
             -torch.exp(self.time_decay.to(wide)), self.time_first, k, v,
             initial_state=state["wkv"] if state else None, reset=batch.reset, lengths=batch.lengths,
         )  # fmt: skip
-        return self.output(torch.sigmoid(r) * y), {"wkv": wkv}, {}
+        return self.output(times(torch.sigmoid(r), y)), {"wkv": wkv}, {}
 
 
 def build(config: RWKV4Config, ctx: BuildContext) -> RWKV4:

@@ -19,6 +19,8 @@ from altx.state import State
 from altx_rwkv.config import RWKV5Config
 from altx_rwkv.initial import Depth, bonus, channels, decay_speed, depth, orthogonal, per_channel
 from altx_rwkv.matrix_state import MatrixState, read_before
+from altx_rwkv.pointwise import times
+from altx_rwkv.recurrent import shifted
 
 
 class RWKV5(MatrixState):
@@ -52,16 +54,16 @@ class RWKV5(MatrixState):
         return groups
 
     def mix(
-        self, x: Tensor, before: Tensor, batch: RealFirst, shared: Mapping[str, Tensor], state: State | None
+        self, batch: RealFirst, shared: Mapping[str, Tensor], state: State | None
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        r = self.split(self.receptance(torch.lerp(before, x, self.time_mix_r)))
-        k = self.split(self.key(torch.lerp(before, x, self.time_mix_k)))
-        v = self.split(self.value(torch.lerp(before, x, self.time_mix_v)))
-        gate = F.silu(self.gate(torch.lerp(before, x, self.time_mix_g)))
+        mix = 1 - torch.cat([self.time_mix_r, self.time_mix_k, self.time_mix_v, self.time_mix_g])[:, 0]
+        xr, xk, xv, xg = shifted(batch, mix, state)
+        r, k, v = self.split(self.receptance(xr)), self.split(self.key(xk)), self.split(self.value(xv))
+        gate = F.silu(self.gate(xg))
         wide = torch.promote_types(self.time_decay.dtype, torch.float32)
         g = -torch.exp(self.time_decay.to(wide)).expand_as(k)
         y, kv = read_before(r, k, v, g, self.time_faaaa, batch, state)
-        return self.output(self.norm(y) * gate), {"kv": kv}, {}
+        return self.output(times(self.norm(y), gate)), {"kv": kv}, {}
 
 
 def build(config: RWKV5Config, ctx: BuildContext) -> RWKV5:

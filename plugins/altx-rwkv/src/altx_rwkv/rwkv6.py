@@ -19,6 +19,8 @@ from altx.state import State
 from altx_rwkv.config import RWKV6Config
 from altx_rwkv.initial import Depth, bonus, channels, decay_speed, depth, orthogonal, per_channel
 from altx_rwkv.matrix_state import MatrixState, read_before
+from altx_rwkv.pointwise import times
+from altx_rwkv.recurrent import token_before
 
 
 class RWKV6(MatrixState):
@@ -61,8 +63,9 @@ class RWKV6(MatrixState):
         return groups
 
     def mix(
-        self, x: Tensor, before: Tensor, batch: RealFirst, shared: Mapping[str, Tensor], state: State | None
+        self, batch: RealFirst, shared: Mapping[str, Tensor], state: State | None
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        x, before = batch.x, token_before(batch, state)
         xw, xk, xv, xr, xg = (torch.lerp(x, before, m) for m in self._shifts(x, before))
         r, k, v = (
             self.split(project(part)) for project, part in ((self.receptance, xr), (self.key, xk), (self.value, xv))
@@ -71,16 +74,15 @@ class RWKV6(MatrixState):
         w = self.time_decay + torch.tanh(xw @ self.time_decay_w1) @ self.time_decay_w2
         g = -torch.exp(self.split(w).to(torch.promote_types(w.dtype, torch.float32)))
         y, kv = read_before(r, k, v, g, self.time_faaaa, batch, state)
-        return self.output(self.norm(y) * gate), {"kv": kv}, {}
+        return self.output(times(self.norm(y), gate)), {"kv": kv}, {}
 
     def _shifts(self, x: Tensor, before: Tensor) -> Iterable[Tensor]:
         """How much of the token before goes into what w, k, v, r and g see: (B, T, D) each."""
         base = torch.cat([self.time_maa_w, self.time_maa_k, self.time_maa_v, self.time_maa_r, self.time_maa_g])
         inner = torch.tanh(torch.lerp(x, before, self.time_maa_x) @ self.time_maa_w1)
         inner = inner.flatten(0, 1).unflatten(-1, (5, -1)).transpose(0, 1)
-        return (
-            torch.baddbmm(base.to(inner.dtype), inner, self.time_maa_w2).to(x.dtype).unflatten(1, x.shape[:2]).unbind()
-        )
+        shifts = torch.baddbmm(base.to(inner.dtype), inner, self.time_maa_w2).to(x.dtype)
+        return [shift.reshape(x.shape) for shift in shifts]
 
 
 def build(config: RWKV6Config, ctx: BuildContext) -> RWKV6:

@@ -21,7 +21,8 @@ from altx_kernels.delta_rule import delta_rule
 from altx_rwkv.config import RWKV7Config
 from altx_rwkv.initial import Depth, channels, decay_speed, depth, orthogonal, per_channel, ramp
 from altx_rwkv.matrix_state import MatrixState
-from altx_rwkv.recurrent import real
+from altx_rwkv.pointwise import times
+from altx_rwkv.recurrent import real, shifted
 
 DECAY = exp(-0.5)
 """No log decay is below -DECAY."""
@@ -84,11 +85,10 @@ class RWKV7(MatrixState):
         return groups
 
     def mix(
-        self, x: Tensor, before: Tensor, batch: RealFirst, shared: Mapping[str, Tensor], state: State | None
+        self, batch: RealFirst, shared: Mapping[str, Tensor], state: State | None
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        xr, xw, xk, xv, xa, xg = (
-            torch.lerp(x, before, m) for m in (self.x_r, self.x_w, self.x_k, self.x_v, self.x_a, self.x_g)
-        )
+        mix = torch.cat([self.x_r, self.x_w, self.x_k, self.x_v, self.x_a, self.x_g])[:, 0]
+        xr, xw, xk, xv, xa, xg = shifted(batch, mix, state)
         r, k, v = self.receptance(xr), self.key(xk), self.value(xv)
         w = self.w0 + torch.tanh(xw @ self.w1) @ self.w2
         g = -DECAY * torch.sigmoid(w.to(torch.promote_types(w.dtype, torch.float32)))
@@ -106,9 +106,9 @@ class RWKV7(MatrixState):
             r, real(k, batch), v, real(-a * kappa, batch), kappa, real(g, batch),
             initial_state=state["kv"] if state else None, reset=batch.reset,
         )  # fmt: skip
-        own = (r * k * self.r_k.to(r.dtype)).sum(-1, keepdim=True)
+        own = torch.einsum("bthk,hk->bth", r * k, self.r_k.to(r.dtype))[..., None]
         y = torch.addcmul(self.norm(y), own.expand_as(v).flatten(2), v.flatten(2))
-        return self.output(y * gate), {"kv": kv}, exports
+        return self.output(times(y, gate)), {"kv": kv}, exports
 
 
 def _curve(dim: int, width: int) -> Tensor:
