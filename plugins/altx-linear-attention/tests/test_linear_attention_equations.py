@@ -354,6 +354,21 @@ def test_linear_attention_that_looks_both_ways_reads_all_of_its_own_sequence(x, 
                 torch.testing.assert_close(y[row, t], expected, atol=1e-10, rtol=1e-10)
 
 
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("reset", [True, False])
+def test_the_sums_of_linear_attention_do_not_overflow_in_16_bits(causal, reset):
+    layer = make("linear-attention", heads=1)
+    with torch.no_grad():
+        for projection in (layer.query_projection, layer.key_projection):
+            projection.bias.fill_(30.0)
+    x = torch.randn(1, 400, DIM, generator=torch.Generator().manual_seed(0))
+    ctx = Context(causal=causal, reset=torch.arange(400)[None] == 3 if reset else None)
+    with torch.no_grad():
+        expected = layer(x, ctx).y
+        found = layer.half()(x.half(), ctx).y
+    torch.testing.assert_close(found.float(), expected, atol=0.01, rtol=0)
+
+
 def test_gates_of_any_size_overflow_nothing_in_mlstm():
     layer = make("mlstm", heads=2, gate_soft_cap=None)
     x = 100 * torch.randn(1, 50, DIM, generator=torch.Generator().manual_seed(0))

@@ -17,6 +17,7 @@ from altx.layer import FRESH, Output
 from altx.masking import RealFirst, real_first
 from altx.spec import BuildContext
 from altx.state import Leaf, State
+from altx_kernels.autocast import no_autocast
 from altx_kernels.linear_recurrence import linear_recurrence
 from altx_linear_attention.config import LinearAttentionConfig
 from altx_linear_attention.recurrent import Recurrent, real
@@ -85,12 +86,12 @@ class LinearAttention(Recurrent):
             return Output(x)
         batch = real_first(x, ctx)
         q, k, v = self._project(batch)
-        return Output(batch.restore(self._read(_both_ways(q, k, v, batch.reset))))
+        return Output(batch.restore(self._read(_both_ways(q, k, v, batch.reset), q.dtype)))
 
     def mix(self, batch: RealFirst, ctx: Context, state: State | None) -> tuple[Tensor, dict[str, Tensor]]:
         q, k, v = self._project(batch)
         o, kv = linear_recurrence(q, k, v, initial_state=state["kv"] if state else None, reset=batch.reset)
-        return self._read(o), {"kv": kv}
+        return self._read(o, q.dtype), {"kv": kv}
 
     def _project(self, batch: RealFirst) -> tuple[Tensor, Tensor, Tensor]:
         """phi(q), phi(k) (B, T, H, K) and v with a column of ones (B, T, H, K + 1), whose sum is z."""
@@ -99,27 +100,29 @@ class LinearAttention(Recurrent):
             project(batch.x).unflatten(-1, (self.heads, -1))
             for project in (self.query_projection, self.key_projection, self.value_projection)
         )
+        # In float32 at least, for 16 bits overflow when so much is added up.
+        v = v.to(torch.promote_types(v.dtype, torch.float32))
         return of_q(q), real(of_k(k), batch), F.pad(v, (0, 1), value=1.0)
 
-    def _read(self, o: Tensor) -> Tensor:
+    def _read(self, o: Tensor, dtype: torch.dtype) -> Tensor:
         """y (B, T, D) from numerator and normaliser (B, T, H, K + 1)."""
         o = o[..., :-1] / (o[..., -1:] + self.eps)
-        y: Tensor = self.out_projection(o.flatten(2))
+        y: Tensor = self.out_projection(o.flatten(2).to(dtype))
         return y
 
 
 def _both_ways(q: Tensor, k: Tensor, v: Tensor, reset: Tensor | None) -> Tensor:
-    """o_t = sum_s (q_t . k_s) v_s over all tokens s of t's sequence; q, k (B, T, H, K), v (B, T, H, V)."""
+    """o_t = sum_s (q_t . k_s) v_s over all tokens s of t's sequence; q, k (B, T, H, K), v (B, T, H, V), wide."""
     if reset is None:
-        wide = torch.promote_types(v.dtype, torch.float32)
-        S = torch.einsum("bthk,bthv->bhkv", k.to(wide), v.to(wide))
-        return torch.einsum("bthk,bhkv->bthv", q.to(wide), S).to(v.dtype)
+        with no_autocast(v.device):
+            S = torch.einsum("bthk,bthv->bhkv", k.to(v.dtype), v)
+            return torch.einsum("bthk,bhkv->bthv", q.to(v.dtype), S)
     before, _ = linear_recurrence(q, k, v, reset=reset)
     # The same backwards, in which a sequence ends where the next one starts; token t itself would count twice.
     first = torch.ones_like(reset[:, :1])
     ends = torch.cat([reset[:, 1:], first], 1).flip(1)
     after, _ = linear_recurrence(q.flip(1), k.flip(1), v.flip(1), reset=ends)
-    return before + after.flip(1) - (q * k).sum(-1, keepdim=True) * v
+    return before + after.flip(1) - (q * k).sum(-1, keepdim=True, dtype=v.dtype) * v
 
 
 def build(config: LinearAttentionConfig, ctx: BuildContext) -> LinearAttention:

@@ -49,13 +49,14 @@ def cell(
     m, held = stabilisers(f.detach(), i.detach(), before, batch.reset)
     q = q * q.shape[-1] ** -0.5
     k = k * torch.exp(i - m)[..., None].to(k.dtype)
-    # n is one more column of C, that of a value which is always 1.
+    # n is one more column of C, that of a value which is always 1. Sums may be beyond what 16 bits hold.
+    wide = v.to(i.dtype)
     o, cn = linear_recurrence(
-        q, k, F.pad(v, (0, 1), value=1.0), f + held - m,
+        q, k, F.pad(wide, (0, 1), value=1.0), f + held - m,
         initial_state=state["cn"] if state else None, reset=batch.reset,
     )  # fmt: skip
     scale = torch.maximum(o[..., -1:].abs(), torch.exp(-m)[..., None]) + eps
-    return o[..., :-1] / scale.to(o.dtype), {"cn": cn, "m": m[:, -1].clone()}
+    return (o[..., :-1] / scale).to(v.dtype), {"cn": cn, "m": m[:, -1].clone()}
 
 
 class HeadNorm(nn.Module):
