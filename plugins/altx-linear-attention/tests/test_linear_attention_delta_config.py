@@ -98,4 +98,4 @@ def test_half_precision_keeps_the_matrix_in_float32(build, config):
     layer = build(config, BuildContext(dim=32)).bfloat16()
     out = layer(torch.randn(2, 7, 32, dtype=torch.bfloat16), state=layer.init_state(2))
     assert out.y.dtype == torch.bfloat16 and out.state["delta"].dtype == torch.float32
-    assert out.state["conv_q"].dtype == torch.bfloat16
+    assert out.state["q_conv1d"].dtype == torch.bfloat16

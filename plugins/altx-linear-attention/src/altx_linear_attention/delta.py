@@ -86,7 +86,7 @@ class DeltaMixer(Recurrent):
 
     def leaves(self) -> Mapping[str, tuple[tuple[int, ...], Leaf]]:
         taps, matrix = self.conv_kernel - 1, (self.value_heads, self.head_dim, self.value_dim)
-        convs = {f"conv_{n}": ((taps, getattr(self, f"{n}_proj").out_features), CONV) for n in NAMES}
+        convs = {f"{n}_conv1d": ((taps, getattr(self, f"{n}_proj").out_features), CONV) for n in NAMES}
         return {**(convs if self.conv_kernel else {}), "delta": (matrix, Leaf(fp32=True))}
 
     def mix(self, batch: RealFirst, ctx: Context, state: State | None) -> tuple[Tensor, dict[str, Tensor]]:
@@ -96,8 +96,8 @@ class DeltaMixer(Recurrent):
         for name in NAMES:
             z = getattr(self, f"{name}_proj")(x)
             if self.conv_kernel:
-                leaf = f"conv_{name}"
-                z, after[leaf] = getattr(self, f"{name}_conv1d")(z, batch, state[leaf] if state else None)
+                conv = f"{name}_conv1d"
+                z, after[conv] = getattr(self, conv)(z, batch, state[conv] if state else None)
             elif name == "v" or self.qk_silu:
                 z = F.silu(z)
             projected.append(z)

@@ -52,8 +52,9 @@ class KDA(DeltaMixer):
 
     def decay(self, x: Tensor) -> Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)
-        dt: Tensor = F.softplus(self.f_b_proj(self.f_a_proj(x)).to(wide) + self.dt_bias)
-        return dt.unflatten(-1, (-1, self.head_dim)) * -self.A_log.to(wide).exp()[:, None]
+        dt = F.softplus(self.f_b_proj(self.f_a_proj(x)).to(wide) + self.dt_bias)
+        decay: Tensor = dt.unflatten(-1, (-1, self.head_dim)) * -self.A_log.to(wide).exp()[:, None]
+        return decay
 
     def gate(self, x: Tensor) -> Tensor:
         gate: Tensor = self.g_b_proj(self.g_a_proj(x))
