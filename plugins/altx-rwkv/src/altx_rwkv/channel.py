@@ -31,14 +31,18 @@ class ChannelMix(Recurrent):
         dim: D.
         hidden: F.
         place: where the block stands, which the first weights depend on.
+        widened: whether W_k starts larger the wider it is, as RWKV-4's does.
     """
 
-    def __init__(self, dim: int, hidden: int, place: Depth) -> None:
+    def __init__(self, dim: int, hidden: int, place: Depth, *, widened: bool = False) -> None:
         super().__init__()
         self.mixes(dim, place)
         self.key = nn.Linear(dim, hidden, bias=False)
         self.value = nn.Linear(hidden, dim, bias=False)
-        orthogonal(self.key.weight)
+        if widened:
+            orthogonal(self.key.weight)
+        else:
+            nn.init.orthogonal_(self.key.weight)
         nn.init.zeros_(self.value.weight)
 
     def mixes(self, dim: int, place: Depth) -> None:
@@ -98,8 +102,11 @@ class ChannelMix7(ChannelMix):
         return self.inner(*shifted(batch, self.x_k[0], state)), {}, {}
 
 
-def build(config: ChannelConfig | RWKV5ChannelConfig, ctx: BuildContext) -> ChannelMix:
-    """Of RWKV-4 and RWKV-5."""
+def build4(config: ChannelConfig, ctx: BuildContext) -> ChannelMix:
+    return ChannelMix(ctx.dim, config.width(ctx.dim), depth(ctx), widened=True)
+
+
+def build5(config: RWKV5ChannelConfig, ctx: BuildContext) -> ChannelMix:
     return ChannelMix(ctx.dim, config.width(ctx.dim), depth(ctx))
 
 

@@ -95,7 +95,7 @@ def altx_feed_forwards() -> Iterable[FeedForwardSpec]:
                 "2 D^2 + 4 D F FLOPs per token, F = 4 D. State: D numbers per row, the last token.\n"
                 "Use it as the feed-forward of rwkv4."
             ),
-            build="altx_rwkv.channel:build",
+            build="altx_rwkv.channel:build4",
             config="altx_rwkv.config:ChannelConfig",
             capabilities="altx_rwkv.config:recurrent",
             paper=RWKV4,
@@ -106,9 +106,9 @@ def altx_feed_forwards() -> Iterable[FeedForwardSpec]:
             description=(
                 "y_t = sigmoid(W_r xr) * W_v relu(W_k xk)^2, where xk and xr are mixtures of x_t and x_{t-1}.\n"
                 "2 D^2 + 4 D F FLOPs per token, F = 3.5 D. State: D numbers per row, the last token.\n"
-                "The layer is that of rwkv4-channel; only the default of F is another. The feed-forward of rwkv5."
+                "The layer is that of rwkv4-channel, but for the default of F and the first W_k. For rwkv5."
             ),
-            build="altx_rwkv.channel:build",
+            build="altx_rwkv.channel:build5",
             config="altx_rwkv.config:RWKV5ChannelConfig",
             capabilities="altx_rwkv.config:recurrent",
             paper=RWKV5,
