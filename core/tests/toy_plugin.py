@@ -215,7 +215,7 @@ def altx_memories() -> list[MemorySpec]:
             build="toy_plugin:build_notebook",
             config="toy_plugin:EmptyConfig",
             capabilities=f"toy_plugin:{capabilities}",
-            attach=("residual", "gate", "controller", "kv"),
+            attach=("residual", "gate", "controller", "kv", "ffn"),
             default_attach="residual",
             attach_note="There is also controller.",
         )

@@ -10,13 +10,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from altx.capabilities import Capabilities, MemoryCapabilities, RouterCapabilities, adapted, meet, placed, routed
-from altx.config import MAX_BLOCKS, Block, Body, ComponentRef, Config, ModelConfig, RouterConfig, validate
+from altx.config import MAX_BLOCKS, Block, Body, ComponentRef, Config, ModelConfig, RouterConfig, Sublayer, validate
 from altx.errors import BrokenPlugin, CompositionError, ConfigError
 from altx.registry import Component, Registry, describe
 from altx.spec import FeedForwardSpec, MemorySpec
 
 ATTACH_CLASSES = ("residual", "gate", "controller")
-"""Attach modes that `altx.attach` implements."""
+"""Attach modes that `altx.attach` implements with a class around one mixer."""
+
+IMPLEMENTED = (*ATTACH_CLASSES, "ffn")
+"""Attach modes that this altx has."""
+
+SLOTTED = ("residual", "gate", "controller", "ffn")
+"""Attach modes of memories that read a value for each token, and so can be a sublayer by themselves."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,7 @@ class Part:
     path: str
 
     def __str__(self) -> str:
-        return f"{self.component.spec.kind} {self.component.name!r} of {self.component.plugin}"
+        return str(self.component)
 
 
 @dataclass(frozen=True)
@@ -150,7 +156,7 @@ class _Resolver:
                 # What a layer shares it exports in the first repeat only.
                 if known != self.exports:
                     known = set(self.exports)
-                    branches = tuple(self.branch(s, f"{path}[{i}]", s.norm) for i, s in enumerate(block.sublayers))
+                    branches = tuple(self.branch(s, where, s.norm) for s, where in self.slots(block, path))
                 blocks.append(branches)
         plain = self.config.model_dump()
         plain["blocks"] = [{"sublayers": [_plain(b) | {"norm": b.norm} for b in block]} for block in blocks]
@@ -160,6 +166,31 @@ class _Resolver:
             meet(branch.capabilities for block in blocks for branch in block),
             tuple(self.notes),
         )
+
+    def slots(self, block: Block, path: str) -> list[tuple[Sublayer, str]]:
+        """A block's sublayers with their paths; a memory attached as "ffn" takes the place of the feed-forward."""
+        placed: list[tuple[Sublayer, str]] = []
+        memory: tuple[Sublayer, str] | None = None
+        for index, sublayer in enumerate(block.sublayers):
+            where = f"{path}[{index}]"
+            if memory:
+                if sublayer.router:
+                    raise CompositionError(
+                        f"{memory[1]}.attach: the feed-forward slot that the memory would take holds a router",
+                        hint="leave out the router, or attach the memory in another way",
+                    )
+                placed.append(memory)
+                memory = None
+                if sublayer.feed_forward:
+                    self.note(f"{placed[-1][0].memory.name} takes the feed-forward's place")
+                    continue
+            if sublayer.mixer and sublayer.memory:
+                component = self.registry.get("memory", sublayer.memory.name)
+                if self.attach_mode(component, sublayer.attach, f"{where}.attach") == "ffn":
+                    memory = Sublayer(memory=sublayer.memory, norm=sublayer.norm), where
+                    sublayer = sublayer.model_copy(update={"memory": None, "attach": None})
+            placed.append((sublayer, where))
+        return [*placed, memory] if memory else placed
 
     def branch(self, body: Body, path: str, norm: str, target: bool = False) -> Branch:
         if body.mixer:
@@ -174,6 +205,13 @@ class _Resolver:
             memory = self.memory(body.memory, f"{path}.memory")
             if _memory_capabilities(memory).feedback:
                 raise CompositionError(f"{path}: {memory} must hear what it read, so it only attaches as controller")
+            spec = memory.component.spec
+            assert isinstance(spec, MemorySpec)
+            if not set(spec.attach) & set(SLOTTED):
+                raise CompositionError(
+                    f"{path}: {memory} reads no value for a token, so it is no sublayer by itself",
+                    hint=f"attach it to a mixer: it attaches as {', '.join(spec.attach)}",
+                )
             branch = self.plain(memory, norm)
         return self.directed(branch)
 
@@ -220,7 +258,12 @@ class _Resolver:
             return branch
         memory = self.memory(body.memory, f"{path}.memory")
         self.once(part, ("residual", "norm"), "a memory is attached to it")
-        attach = self.attach_mode(memory, body.attach, f"{path}.attach")
+        attach = self.attach_mode(memory.component, body.attach, f"{path}.attach")
+        if attach == "ffn":
+            raise CompositionError(
+                f"{path}.attach: a router's target has no feed-forward slot for {memory}",
+                hint="make the memory a target by itself",
+            )
         if attach == "controller":
             if not part.capabilities.steps:
                 raise CompositionError(
@@ -250,21 +293,22 @@ class _Resolver:
             if name in part.capabilities.includes:
                 raise CompositionError(f"{part.path}: {part} includes {wrongs[name]} where {why}")
 
-    def attach_mode(self, memory: Part, wanted: str | None, path: str) -> str:
-        spec = memory.component.spec
+    def attach_mode(self, memory: Component, wanted: str | None, path: str) -> str:
+        spec = memory.spec
         assert isinstance(spec, MemorySpec)
         if wanted is None:
             wanted = spec.default_attach
             if spec.attach_note:
-                self.note(f"{memory.component.name} is attached as {wanted}. {spec.attach_note}")
+                self.note(f"{memory.name} is attached as {wanted}. {spec.attach_note}")
         if wanted not in spec.attach:
             raise CompositionError(
-                f"{path}: {memory} does not attach as {wanted!r}", hint=f"it attaches as {', '.join(spec.attach)}"
+                f"{path}: {memory} does not attach as {wanted!r}",
+                hint=f"it attaches as {', '.join(spec.attach)}",
             )
-        if wanted not in ATTACH_CLASSES:
+        if wanted not in IMPLEMENTED:
             raise CompositionError(
                 f"{path}: this altx does not have the attach mode {wanted!r} yet",
-                hint=f"it has {', '.join(ATTACH_CLASSES)}",
+                hint=f"it has {', '.join(IMPLEMENTED)}",
             )
         return wanted
 

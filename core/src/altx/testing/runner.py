@@ -17,7 +17,7 @@ from altx.errors import AltxError, ConfigError
 from altx.layer import Layer
 from altx.memory import Memory
 from altx.model import Model
-from altx.resolve import ATTACH_CLASSES, Blueprint, Part, resolve, resolve_part
+from altx.resolve import ATTACH_CLASSES, SLOTTED, Blueprint, Part, resolve, resolve_part
 from altx.routed import Routed
 from altx.router import Router
 from altx.spec import BuildContext, MemorySpec
@@ -114,9 +114,13 @@ def _memory_subjects(name: str, part: Part, dim: int, ref: ComponentRef, plugins
 
     feedback = isinstance(part.capabilities, MemoryCapabilities) and part.capabilities.feedback
     found = []
-    if not feedback:
-        blueprint = _blueprint({"memory": ref.model_dump()}, dim, True, plugins)
-        found.append(Subject(name, _builder(blueprint), dim, True, blueprint, memory=memory))
+    if not feedback and set(spec.attach) & set(SLOTTED):
+        for causal in (True, False):
+            if not (part.capabilities.causal if causal else part.capabilities.bidirectional):
+                continue
+            blueprint = _blueprint({"memory": ref.model_dump()}, dim, causal, plugins)
+            label = name if causal else f"{name}[encoder]"
+            found.append(Subject(label, _builder(blueprint), dim, causal, blueprint, memory=memory))
     for mode in spec.attach:
         if mode in ATTACH_CLASSES:
             attached = functools.partial(lambda mode: attach(mode, MovingAverage(dim), memory(), dim), mode)
