@@ -100,6 +100,18 @@ class NoGradient(MovingAverage):
         self.forgotten = nn.Parameter(torch.ones(dim))
 
 
+class SharesMemory(MovingAverage):
+    """Two parameters are views of one tensor."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.copied = nn.Parameter(self.decay.data.view(-1))
+
+    def forward(self, x: Tensor, ctx: Context = FRESH, state: State | None = None) -> Output:
+        out = super().forward(x, ctx, state)
+        return replace(out, y=out.y * (1 + self.copied))
+
+
 class TouchesGlobalRng(MovingAverage):
     """Draws a number it does not use."""
 
@@ -304,6 +316,7 @@ SPECIMENS = {
     "packing": PackingLeaks,
     "steps": StepDiffers,
     "gradients": NoGradient,
+    "separate-parameters": SharesMemory,
     "global-rng": TouchesGlobalRng,
     "splits": WrongAtOddSplits,
     "unmutated": WritesInput,

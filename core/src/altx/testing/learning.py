@@ -86,6 +86,15 @@ def gradcheck(case: Case) -> Finding | None:
     return worst, 1e-5, "the gradient differs from the measured slope"
 
 
+@law("no two parameters share memory: one would be trained twice, and a checkpoint hold only one", needs=("shapes",))
+def separate_parameters(case: Case) -> Finding | None:
+    owner: dict[int, str] = {}
+    for name, parameter in case.fresh().named_parameters():
+        if (other := owner.setdefault(parameter.untyped_storage().data_ptr(), name)) != name:
+            raise Failure(f"{other} and {name} share memory")
+    return None
+
+
 def _if_composed(case: Case) -> str | None:
     return None if case.subject.blueprint else "is not composed in a model here"
 
