@@ -19,6 +19,7 @@ from altx_s4.config import S4Config
 from altx_s4.discretization import halfway
 from altx_s4.hippo import clipped, legs
 from altx_s4.planes import conjugate, join, times
+from altx_s4.remembered import Remembered
 from altx_s4.state_space import GLU, StateSpace, System, both_ways, initial_log_dt, wide
 
 
@@ -50,6 +51,11 @@ class DPLRKernel(nn.Module):
     def A(self) -> Tensor:
         """The diagonal part (S, 2, N)."""
         return join(-wide(self.A_real).exp(), -wide(self.A_imag))
+
+    def systems(self) -> list[System]:
+        """The coefficients of the state space, or of both."""
+        rate, b, w, v = self.system()
+        return [System(rate, c, b, w, v) for c in (2 * wide(self.C).mT).contiguous()]
 
     def system(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Coefficients of the discrete state space (D, 2, N): `rate`, `b`, `w` and `v` of `diagonal_ssm`.
@@ -106,7 +112,7 @@ class S4(StateSpace):
         bidirectional: bool,
     ) -> None:
         super().__init__((dim, 2, states), bidirectional)
-        self.lr = lr
+        self.lr, self.remembered = lr, Remembered[list[System]]()
         self.layer = Convolution(DPLRKernel(dim, states, copies, 1 + bidirectional, dt_range), dim)
         self.output_linear = GLU(dim)
 
@@ -116,8 +122,8 @@ class S4(StateSpace):
 
     def sequence(self, batch: RealFirst, state: Tensor | None) -> tuple[Tensor, Tensor]:
         kernel = self.layer.kernel
-        rate, b, w, v = kernel.system()
-        return both_ways(batch, state, [System(rate, c, b, w, v) for c in 2 * wide(kernel.C).mT], self.layer.D[0])
+        systems = self.remembered(kernel.systems, list(kernel.parameters()))
+        return both_ways(batch, state, systems, self.layer.D[0])
 
     def output(self, y: Tensor) -> Tensor:
         out: Tensor = self.output_linear(F.gelu(y))

@@ -19,6 +19,7 @@ from altx_s4.config import S4DConfig
 from altx_s4.discretization import DISCRETIZATIONS
 from altx_s4.hippo import clipped, legs
 from altx_s4.planes import join, times
+from altx_s4.remembered import Remembered
 from altx_s4.state_space import GLU, StateSpace, System, both_ways, initial_log_dt, wide
 
 
@@ -78,6 +79,7 @@ class S4D(StateSpace):
         bidirectional: bool,
     ) -> None:
         super().__init__((dim, 2, states), bidirectional)
+        self.remembered = Remembered[list[System]]()
         self.discretize, self.lr = DISCRETIZATIONS[discretization], lr
         self.D = nn.Parameter(torch.randn(dim))
         self.kernel = S4DKernel(dim, states, 1 + bidirectional, init, dt_range)
@@ -94,7 +96,7 @@ class S4D(StateSpace):
         return [System(rate, times(one, gain)) for one in (C if self.bidirectional else C[None])]
 
     def sequence(self, batch: RealFirst, state: Tensor | None) -> tuple[Tensor, Tensor]:
-        return both_ways(batch, state, self.systems(), self.D)
+        return both_ways(batch, state, self.remembered(self.systems, list(self.kernel.parameters())), self.D)
 
     def output(self, y: Tensor) -> Tensor:
         out: Tensor = self.output_linear(F.gelu(y))

@@ -20,6 +20,7 @@ from altx_s4.discretization import DISCRETIZATIONS
 from altx_s4.hippo import legs
 from altx_s4.kernels.diagonal_ssm import diagonal_ssm
 from altx_s4.planes import join
+from altx_s4.remembered import Remembered
 from altx_s4.state_space import StateSpace, System, backwards, initial_log_dt, wide
 
 
@@ -67,6 +68,7 @@ class S5(StateSpace):
         super().__init__((states, 2, 1), bidirectional)
         self.discretize, self.clip_eigs = DISCRETIZATIONS[discretization], clip_eigs
         self.activation, self.lr = activation, lr
+        self.remembered = Remembered[System]()
         hippo = legs(2 * states // blocks)
         V = torch.block_diag(*[hippo.V] * blocks)  # (2P, P)
         self.Lambda_re = nn.Parameter(hippo.a[0].float().repeat(blocks))
@@ -97,19 +99,20 @@ class S5(StateSpace):
         options = {"weight_decay": 0.0} | ({} if self.lr is None else {"lr": self.lr})
         return dict.fromkeys(("Lambda_re", "Lambda_im", "B", "log_step"), options)
 
-    def sequence(self, batch: RealFirst, state: Tensor | None) -> tuple[Tensor, Tensor]:
-        u = F.linear(batch.x, self.B.permute(2, 0, 1).flatten(0, 1)).unflatten(-1, (2, -1))
+    def system(self) -> System:
+        """The recurrence: each state is a channel with one state, and B-bar's factor is left for the readout, c."""
         real = wide(self.Lambda_re)
         Lambda = join(real.clamp(max=-1e-4) if self.clip_eigs else real, wide(self.Lambda_im))
-        # Each state is a channel with one state, and B-bar's factor is left for the readout, which may be complex.
-        rate, gain = self.discretize(Lambda.T[..., None], wide(self.log_step).exp())
-        states, h = diagonal_ssm(
-            u, rate, gain, initial_state=state, reset=batch.reset, lengths=batch.lengths
-        )  # fmt: skip
+        return System(*self.discretize(Lambda.T[..., None], wide(self.log_step).exp()))
+
+    def sequence(self, batch: RealFirst, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        system = self.remembered(self.system, [self.Lambda_re, self.Lambda_im, self.log_step])
+        u = _driven(batch.x, self.B)
+        states, h = diagonal_ssm(u, *system, initial_state=state, reset=batch.reset, lengths=batch.lengths)
         if self.bidirectional:
-            y = _real(states, self.C1) + _real(backwards(batch, u, System(rate, gain)), self.C2)
+            y = _read(states, self.C1) + _read(backwards(batch, u, system), self.C2)
         else:
-            y = _real(states, self.C)
+            y = _read(states, self.C)
         return torch.addcmul(y, batch.x, self.D), h
 
     def output(self, y: Tensor) -> Tensor:
@@ -124,9 +127,21 @@ class S5(StateSpace):
         return out
 
 
-def _real(h: Tensor, C: Tensor) -> Tensor:
+def _driven(x: Tensor, B: Tensor) -> Tensor:
+    """B x: (B, T, D), (P, D, 2) to (B, T, 2, P)."""
+    if x.shape[1] > 1:
+        both: Tensor = F.linear(x, B.permute(2, 0, 1).flatten(0, 1)).unflatten(-1, (2, -1))
+        return both
+    # For one token B is not worth a copy that has its planes apart: (x, 0) finds the real ones, (0, x) the others.
+    none = torch.zeros_like(x)
+    pairs = torch.stack([torch.stack([x, none], -1), torch.stack([none, x], -1)], -3)
+    return F.linear(pairs.flatten(-2), B.flatten(-2))
+
+
+def _read(h: Tensor, C: Tensor) -> Tensor:
     """2 Re(C h): (B, T, 2, P), (D, P, 2) to (B, T, D)."""
-    return F.linear(h.flatten(-2), torch.cat([2 * C[..., 0], -2 * C[..., 1]], 1))
+    re, im = h.unbind(-2)
+    return F.linear(torch.stack([2 * re, -2 * im], -1).flatten(-2), C.flatten(-2))
 
 
 def _planes_last(z: Tensor) -> Tensor:
