@@ -38,7 +38,14 @@ PAIRS = [{"mixer": f"{a},{b}"} for a, b in itertools.combinations_with_replaceme
 MEMORIES = [{"mixer": m, "memory": "ntm", "attach": a, "layers": 1} for m in MIXERS for a in ATTACH]
 ROUTED = [{"mixer": m, "router": "topk", "feed_forward": "4*swiglu", "layers": 1} for m in MIXERS]
 STATEFUL = [{"mixer": "attention", "feed_forward": name, "layers": 2} for name in FEED_FORWARDS]
-EVERYTHING = [{"mixer": ",".join(MIXERS), "memory": "ntm,none", "router": "none,topk", "feed_forward": "4*swiglu"}]
+EVERYTHING = [
+    {
+        "mixer": ",".join(MIXERS),
+        "memory": ",".join(["ntm", "none"][i % 2] for i in range(len(MIXERS))),
+        "router": ",".join(["none", "topk"][i % 2] for i in range(len(MIXERS))),
+        "feed_forward": "4*swiglu",
+    }
+]
 TARGETS = [
     {"mixer": name} for name in MIXERS if not default_capabilities(registry.default().get("mixer", name)).provides
 ]
