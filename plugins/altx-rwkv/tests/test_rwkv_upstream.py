@@ -6,7 +6,7 @@
 * RWKV-v4neo/src/model.py: `RWKV_TimeMix`, `RWKV_ChannelMix`;
 * RWKV-v5/src/model.py: `RWKV_Tmix_x052`, `_x060`, `_x070`, `RWKV_CMix_x052`, `_x060`, `_x070`.
 
-Their CUDA kernels had plain PyTorch in their place: for RWKV-4 the sums of the paper's equation, not its recurrence; for
+Their CUDA kernels had plain PyTorch in their place: for RWKV-4 the sums of the equation, not its recurrence; for
 RWKV-5 and 6 the recurrence of the paper; for RWKV-7 the function `RWKV7_OP` of RWKV-v7/rwkv_v7_demo.py, in float64.
 
 "y/NAME/D/LAYER" is what a layer returns, "first/NAME/D/LAYER/PARAMETER" what a parameter that is not random starts as.

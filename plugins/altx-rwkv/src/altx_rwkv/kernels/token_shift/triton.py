@@ -15,7 +15,7 @@ from torch import Tensor
 from altx_kernels.gpu.launching import DEVICE, launch
 from altx_kernels.primitive import Primitive
 
-TILE = {"BT": 16, "BD": 128}
+TILE = {"BT": 8, "BD": 128}
 """Tokens and channels of a program."""
 
 

@@ -47,6 +47,7 @@ class _WKV4(torch.autograd.Function):
         if lengths is not None:
             held = torch.arange(len(k), device=k.device)[:, None, None] >= lengths[:, None]
             fresh = None if fresh is None else fresh & ~held
+            k, v = k.masked_fill(held, 0), v.masked_fill(held, 0)
         weights, means = torch.empty_like(k), torch.empty_like(k)  # before each token
         for t in range(len(k)):
             if fresh is not None:
