@@ -146,3 +146,22 @@ def test_given_positions_turn_queries_and_keys_but_hide_nothing() -> None:
         out = layer(x[:, start:stop], Context(positions=positions).slice(start, stop), state)
         state, pieces = out.state, [*pieces, out.y]
     torch.testing.assert_close(torch.cat(pieces, 1), whole, atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.parametrize("window", [None, 4])
+@torch.no_grad()
+def test_positions_go_with_their_tokens_where_others_are_masked(window: int | None) -> None:
+    config, layer = AttentionConfig(window=window), make(window=window)
+    x, mask = torch.randn(2, LENGTH, DIM, dtype=torch.float64), torch.rand(2, LENGTH) < 0.6
+    positions = torch.randint(0, 50, (2, LENGTH))
+    ctx = Context(positions=positions, mask=mask)
+    state, pieces = layer.init_state(2), []
+    for start, stop in itertools.pairwise([0, 4, 5, LENGTH]):
+        out = layer(x[:, start:stop], ctx.slice(start, stop), state)
+        state, pieces = out.state, [*pieces, out.y]
+    for y in (layer(x, ctx).y, torch.cat(pieces, 1)):
+        for b in range(2):
+            real = mask[b]
+            sees = seen_by(config, True, int(real.sum()))
+            expected = naive(layer, config, x[b, real], positions[b, real].tolist(), sees)
+            torch.testing.assert_close(y[b, real], expected, atol=1e-12, rtol=1e-10)

@@ -59,7 +59,8 @@ def attention(
         document, slot_document: (B, T) and (B, S) integers; a query sees the slots of its own document. Both or none.
         scale: default: D ** -0.5.
         softcap: (Gemma Team 2024, arXiv:2408.00118, section 2).
-        sinks: (H,) (gpt-oss, arXiv:2508.10925, section 2.2; Miller 2023, "attention is off by one", where they are 0).
+        sinks: (H,) (gpt-oss, arXiv:2508.10925, section 2.2; Miller 2023, "attention is off by one", where they are 0);
+            or (B, T, H), what else takes part in each query's softmax: the logarithm of its sum of exponentials.
         backend: pins a backend by name.
 
     Returns:
@@ -70,7 +71,8 @@ def attention(
     """
     check_shapes(
         OP.name, {}, q=(q, "B T H D"), k=(k, "B S G D"), v=(v, "B S G E"), offset=(offset, "B"),
-        document=(document, "B T"), slot_document=(slot_document, "B S"), sinks=(sinks, "H"),
+        document=(document, "B T"), slot_document=(slot_document, "B S"),
+        sinks=(sinks, "B T H" if sinks is not None and sinks.dim() > 1 else "H"),
     )  # fmt: skip
     check_floats(OP.name, q=q, k=k, v=v, sinks=sinks)
     if not k.shape[2] or q.shape[2] % k.shape[2]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -33,18 +33,25 @@ def examples() -> Iterator[Example]:
     yield example(3, 20, 20, 4, 2, 8, 8, sinks=True)
     yield example(3, 2, 20, 4, 2, 8, 8, sinks=True, softcap=3.0, offset=[0, 5, 18])
     yield example(3, 18, 20, 4, 2, 8, 6, sinks=True, window=6, documents=True)
+    yield example(2, 20, 20, 4, 2, 8, 6, sinks="each")
+    yield example(2, 1, 20, 4, 2, 8, 8, sinks="each", offset=[3, 19])
+    yield example(2, 300, 310, 2, 1, 4, 4, sinks="each", window=3)
     yield example(3, 4, 20, 4, 2, 8, 8, documents=True, offset=[0, 5, 16])
     yield example(2, 11, 11, 4, 4, 8, 8, documents=True, causal=False)
 
 
 def example(
-    B: int, T: int, S: int, H: int, G: int, D: int, E: int, *, sinks: bool = False, documents: bool = False,
-    offset: list[int] | None = None, **options: Any,
+    B: int, T: int, S: int, H: int, G: int, D: int, E: int, *, sinks: bool | Literal["each"] = False,
+    documents: bool = False, offset: list[int] | None = None, **options: Any,
 ) -> Example:  # fmt: skip
-    """One call; `documents` are of some five tokens, and a few queries belong to one that has no slot."""
+    """One call; `documents` are of some five tokens, and a few queries belong to one that has no slot.
+
+    `sinks` are the heads', or each query's.
+    """
     arguments: dict[str, Any] = {
         "q": randn(B, T, H, D, seed=1), "k": randn(B, S, G, D, seed=2), "v": randn(B, S, G, E, seed=3), **options,
-        "sinks": randn(H, seed=4) if sinks else None, "offset": None if offset is None else torch.tensor(offset),
+        "sinks": randn(*((B, T, H) if sinks == "each" else (H,)), seed=4) if sinks else None,
+        "offset": None if offset is None else torch.tensor(offset),
     }  # fmt: skip
     if documents:
         slot_document = (randn(B, S, seed=5, grad=False) > 0.8).cumsum(1)
@@ -52,7 +59,8 @@ def example(
         document = slot_document.gather(1, place.expand(B, T).clamp(min=0))
         document = torch.where(randn(B, T, seed=6, grad=False) > 1.5, -7, document)
         arguments |= {"document": document, "slot_document": slot_document}
-    named = [*(f"{name}={value}" for name, value in options.items()), *["sinks"] * sinks, *["documents"] * documents]
+    named = [f"{name}={value}" for name, value in options.items()]
+    named += [f"sinks={sinks}"] * (sinks == "each") + ["sinks"] * (sinks is True) + ["documents"] * documents
     named += [] if offset is None else ["offset"]
     return Example(" ".join([f"B={B} T={T} S={S} H={H} G={G} D={D} E={E}", *named]), arguments)
 

@@ -86,5 +86,6 @@ def attention(
         y: Tensor = found if sinks is None else found[0]
         if sinks is not None:
             # The second is the logarithm of the sum of what slots weigh, to which a sink adds exp(sink).
-            y = y * torch.sigmoid(found[1].lse - sinks.to(found[1].lse.dtype)[:, None])[..., None].to(y.dtype)
+            sink = sinks.to(found[1].lse.dtype).expand(batch, count, heads).transpose(1, 2)
+            y = y * torch.sigmoid(found[1].lse - sink)[..., None].to(y.dtype)
     return y.transpose(1, 2)

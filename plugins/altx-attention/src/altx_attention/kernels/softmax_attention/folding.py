@@ -26,8 +26,10 @@ def folds(q: Tensor, k: Tensor, place: Place) -> bool:
     return q.shape[1] >= 2 * block_size(place.window) and q.shape[1] + k.shape[1] > 4 * place.window
 
 
-def folded(q: Tensor, k: Tensor, v: Tensor, place: Place) -> tuple[Tensor, Tensor, Tensor, Place, tuple[int, int]]:
-    """q (B, T, ...), k and v (B, S, ...) as B * n sequences of C queries; and B and T."""
+def folded(
+    q: Tensor, k: Tensor, v: Tensor, place: Place, sinks: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Place, Tensor | None, tuple[int, int]]:
+    """q (B, T, ...), k and v (B, S, ...) and sinks as B * n sequences of C queries; and B and T."""
     assert place.window is not None
     batch, count = q.shape[:2]
     slots, size, reach = k.shape[1], block_size(place.window), place.window - 1
@@ -54,7 +56,8 @@ def folded(q: Tensor, k: Tensor, v: Tensor, place: Place) -> tuple[Tensor, Tenso
 
     offset = torch.full((batch * blocks,), reach, device=q.device)
     inner = Place(place.causal, place.window, offset, split(document, -2), cut(slot_document, -1))
-    return split(q), cut(k), cut(v), inner, (batch, count)
+    sinks = sinks if sinks is None or sinks.dim() == 1 else split(sinks)
+    return split(q), cut(k), cut(v), inner, sinks, (batch, count)
 
 
 def unfolded(y: Tensor, shape: tuple[int, int]) -> Tensor:

@@ -86,7 +86,7 @@ static void stretch(const row *r, int64_t start, int64_t stop, real *top, real *
 }
 
 /* q (B, H, D); k (B, S, G, D) and v (B, S, G, E), kb, ks, kg and vb, vs, vg apart. offset (B), document (B),
- * slot_document (B, S) and sinks (H) may be NULL, window and softcap 0 for none. y (B, H, E).
+ * slot_document (B, S) and sinks (B, H) may be NULL, window and softcap 0 for none. y (B, H, E).
  * parts has room for B * splits * H * (E + 2 + BLOCK). */
 EXPORT void FN(decode)(
     const real *q, const real *k, int64_t kb, int64_t ks, int64_t kg, const real *v, int64_t vb, int64_t vs, int64_t vg,
@@ -116,12 +116,12 @@ EXPORT void FN(decode)(
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < B * H; i++) {
             const int64_t b = i / H, h = i % H;
-            real most = sinks && sinks[h] > LEAST ? sinks[h] : LEAST, total = 0, *out = y + i * E;
+            real most = sinks && sinks[i] > LEAST ? sinks[i] : LEAST, total = 0, *out = y + i * E;
             for (int64_t part = 0; part < splits; part++) {
                 const real top = parts[(b * splits + part) * size + h];
                 most = top > most ? top : most;
             }
-            if (sinks) total = exponential(sinks[h] - most);
+            if (sinks) total = exponential(sinks[i] - most);
             memset(out, 0, (size_t)E * sizeof(real));
             for (int64_t part = 0; part < splits; part++) {
                 const real *top = parts + (b * splits + part) * size + h, weight = exponential(*top - most);

@@ -62,8 +62,8 @@ def _decode(
     places = (None if t is None else t.to(torch.int64).contiguous() for t in (offset, document, slot_document))
     LIBRARY.call(
         "decode", q.dtype, q.contiguous(), k, *k.stride()[:3], v, *v.stride()[:3], *places,
-        None if sinks is None else sinks.to(q.dtype).contiguous(), y, parts, B, S, H, G, D, E, int(causal), window,
-        splits, scale, softcap, threads,
+        None if sinks is None else sinks.to(q.dtype).expand(B, 1, H).contiguous(), y, parts, B, S, H, G, D, E,
+        int(causal), window, splits, scale, softcap, threads,
     )  # fmt: skip
     return y
 

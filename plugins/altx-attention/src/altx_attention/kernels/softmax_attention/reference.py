@@ -28,8 +28,9 @@ def attention(
     if visible is not None:
         score_BHTS = score_BHTS.masked_fill(~visible[:, None], -torch.inf)
     # A slot that every query sees and that holds no value; without sinks its weight is 0.
-    sink_HTS = score_BHTS.new_full((q.shape[2], 1, 1), -torch.inf) if sinks is None else sinks.to(dtype)[:, None, None]
-    score_BHTS = torch.cat([score_BHTS, sink_HTS.expand(len(q), -1, count, -1)], -1)
+    sink_BTH = score_BHTS.new_tensor(-torch.inf) if sinks is None else sinks.to(dtype)
+    sink_BHT = sink_BTH.expand(len(q), count, q.shape[2]).transpose(1, 2)
+    score_BHTS = torch.cat([score_BHTS, sink_BHT[..., None]], -1)
     top = score_BHTS.detach().amax(-1, keepdim=True).clamp(min=torch.finfo(dtype).min)
     weight_BHTS = (score_BHTS - top).exp()
     total = weight_BHTS.sum(-1, keepdim=True)

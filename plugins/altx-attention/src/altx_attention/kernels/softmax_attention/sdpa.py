@@ -37,7 +37,7 @@ def attention(
     place = Place(causal, window, offset, document, slot_document)
     with no_autocast(q.device):
         if folds(q, k, place):
-            q, k, v, place, shape = folded(q, k, v, place)
+            q, k, v, place, sinks, shape = folded(q, k, v, place, sinks)
             return unfolded(_attention(q, k, v, place, scale, sinks), shape)
         return _attention(q, k, v, place, scale, sinks)
 
@@ -75,13 +75,15 @@ def with_sinks(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Arguments whose first slot is the sinks, seen by all and holding the value 0.
 
-    A query's score there is its head's sink: one more feature holds sink / scale, and 1 in the first slot's key, 0 in
-    all others. Rows are widened by 8 features, since kernels on GPUs want a multiple. Where slots are seen by a
-    triangle, a query that nobody asked for goes first, and sees the first slot alone.
+    A query's score there is its sink: two more features hold sink / scale and what rounding took off it, and 1 in the
+    first slot's key, 0 in all others. Rows are widened by 8 features, since kernels on GPUs want a multiple. Where
+    slots are seen by a triangle, a query that nobody asked for goes first, and sees the first slot alone.
     """
-    feature = (sinks / scale).to(q.dtype)[:, None].expand(*q.shape[:-1], 1)
-    q = F.pad(torch.cat([q, feature], -1), (0, 7, 0, 0, int(triangle), 0))
-    first = F.pad(k.new_ones(k.shape[0], 1, k.shape[2], 1), (k.shape[-1], 7))
+    wanted = (sinks / scale).expand(q.shape[:-1])
+    feature = wanted.to(q.dtype)
+    rest = (wanted - feature.to(wanted.dtype)).to(q.dtype)
+    q = F.pad(torch.cat([q, torch.stack([feature, rest], -1)], -1), (0, 6, 0, 0, int(triangle), 0))
+    first = F.pad(k.new_ones(k.shape[0], 1, k.shape[2], 2), (k.shape[-1], 6))
     k = torch.cat([first, F.pad(k, (0, 8))], 1)
     return q, k, F.pad(v, (0, 0, 0, 0, 1, 0))
 

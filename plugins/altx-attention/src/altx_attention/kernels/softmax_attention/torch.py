@@ -26,7 +26,7 @@ def attention(
     place = Place(causal, window, offset, document, slot_document)
     with no_autocast(q.device):
         if folds(q, k, place):
-            q, k, v, place, shape = folded(q, k, v, place)
+            q, k, v, place, sinks, shape = folded(q, k, v, place, sinks)
             return unfolded(_blocks(q, k, v, place, scale, softcap, sinks), shape).to(kept)
         return _blocks(q, k, v, place, scale, softcap, sinks).to(kept)
 
@@ -40,13 +40,16 @@ def _blocks(
     block = max(1, SCORES // max(1, batch * heads * slots))
     if block >= count:
         return _block(q, k, v, visible, scale, softcap, sinks)
+    # One for each query, or for each head.
+    each = sinks is not None and sinks.dim() > 1
     ys = []
     for start in range(0, count, block):
         stop = min(start + block, count)
         # A causal block looks no further than its last query stands.
         end = slots - count + stop if place.causal and place.offset is None else slots
         seen = None if visible is None else visible[:, start:stop, :end]
-        ys.append(_block(q[:, start:stop], k[:, :end], v[:, :end], seen, scale, softcap, sinks))
+        sink = sinks[:, start:stop] if sinks is not None and each else sinks
+        ys.append(_block(q[:, start:stop], k[:, :end], v[:, :end], seen, scale, softcap, sink))
     return torch.cat(ys, 1)
 
 
@@ -63,7 +66,10 @@ def _block(
         score = torch.tanh(score / softcap) * softcap
     if visible is not None:
         score = score.masked_fill(~visible[:, None, None], -torch.inf)
-    sink = score.new_full((1,), -torch.inf) if sinks is None else sinks.to(dtype).reshape(groups, -1, 1, 1)
+    if sinks is None:
+        sink = score.new_full((1,), -torch.inf)
+    else:
+        sink = sinks.to(dtype).expand(len(q), count, heads).transpose(1, 2).unflatten(1, (groups, -1))[..., None]
     top = score.detach().amax(-1, keepdim=True) if score.shape[-1] else score.new_full((1,), -torch.inf)
     top = torch.maximum(top, sink.detach()).clamp(min=torch.finfo(dtype).min)
     weight = (score - top).exp()
