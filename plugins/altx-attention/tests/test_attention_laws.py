@@ -199,6 +199,23 @@ def test_a_window_refuses_to_be_cropped() -> None:
         state.crop(3)
 
 
+@pytest.mark.parametrize("settings", [{}, {"sinks": True}, {"softcap": 2.0}], ids=str)
+@torch.no_grad()
+def test_a_sequence_of_many_windows_is_what_its_pieces_are(settings: dict) -> None:
+    """So many that they are cut into short sequences; masked, reset and continued."""
+    layer, x = make(window=5, kv_heads=2, **settings), tokens(2, 300)
+    mask, reset = torch.rand(2, 300) < 0.8, torch.rand(2, 300) < 0.02
+    ctx = Context(mask=mask, reset=reset)
+    steps = feed(layer, x, list(range(301)), ctx)
+    for out in (layer(x, ctx), feed(layer, x, [0, 149, 150, 300], ctx)):
+        torch.testing.assert_close(out.y[mask], steps.y[mask], **exactly)
+    mask[0, 150] = True
+    both, changed = Context(causal=False, mask=mask), x.clone()
+    changed[0, 150] += 1
+    near = (layer(changed, both).y - layer(x, both).y)[0].abs().amax(-1)[mask[0]] > 1e-9
+    assert near.sum() == 9  # four tokens on each side, and itself
+
+
 @torch.no_grad()
 def test_rows_of_a_state_can_be_reordered_and_repeated(layer: Attention) -> None:
     x, mask, beams = tokens(), torch.rand(3, LENGTH) < 0.6, torch.tensor([2, 0, 0])
