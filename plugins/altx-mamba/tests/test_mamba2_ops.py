@@ -216,19 +216,25 @@ def their_scan(x, dt, A, B, C, chunk_size, D=None, initial_states=None, seq_idx=
     return tuple(found)
 
 
+def forget():
+    """What was found out about mamba-ssm so far."""
+    mamba_ssm._probe.cache_clear()
+    mamba_ssm.load.cache_clear()
+
+
 @pytest.fixture
 def stub(monkeypatch):
     """A mamba_ssm on a machine with a GPU, as far as one can tell."""
-    for name in ("mamba_ssm", "mamba_ssm.ops", "mamba_ssm.ops.triton", vendor.MODULE):
+    for name in ("mamba_ssm", "mamba_ssm.ops", "mamba_ssm.ops.triton", vendor.THEIRS[0]):
         module = types.ModuleType(name)
         module.__spec__ = ModuleSpec(name, None, is_package=True)
         module.__path__ = []
         monkeypatch.setitem(sys.modules, name, module)
-    sys.modules[vendor.MODULE].mamba_chunk_scan_combined = their_scan
+    sys.modules[vendor.THEIRS[0]].mamba_chunk_scan_combined = their_scan
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    mamba_ssm.probe.cache_clear()
-    yield sys.modules[vendor.MODULE]
-    mamba_ssm.probe.cache_clear()
+    forget()
+    yield sys.modules[vendor.THEIRS[0]]
+    forget()
 
 
 @pytest.mark.parametrize(
@@ -248,16 +254,17 @@ def test_mamba_ssm_is_called_as_it_wants_to_be(stub, case):
 
 def test_mamba_ssm_says_why_it_is_not_there(stub, monkeypatch):
     del stub.mamba_chunk_scan_combined
-    assert "AttributeError" in vendor.absent()
-    mamba_ssm.probe.cache_clear()
+    assert vendor.absent() is None  # it is not imported to find out
+    assert "AttributeError" in vendor.problem(*vendor.THEIRS)
+    forget()
     monkeypatch.setattr(mamba_ssm, "find_spec", lambda name: None)
     assert "pip install altx-mamba[mamba-ssm]" in vendor.absent()
-    mamba_ssm.probe.cache_clear()
+    forget()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert vendor.absent() == "torch sees no CUDA device"
 
 
-def test_mamba_ssm_says_which_calls_it_cannot_run():
+def test_mamba_ssm_says_which_calls_it_cannot_run(stub):
     def reason(device="cuda", dtype=torch.float32, grad=False, **case):
         made = detached(example(1, case.pop("length", 33), 4, 7, 2, 5, **case))
         with FakeTensorMode():

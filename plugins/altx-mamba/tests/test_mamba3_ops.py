@@ -233,16 +233,18 @@ def their_siso(*, Q, K, V, ADT, DT, Trap, Q_bias, K_bias, Angles, D, Input_State
 @pytest.fixture
 def stub(monkeypatch):
     """A mamba_ssm on a machine with a GPU, as far as one can tell."""
-    for name in ("mamba_ssm", "mamba_ssm.ops", "mamba_ssm.ops.triton", "mamba_ssm.ops.triton.mamba3", vendor.MODULE):
+    for name in ("mamba_ssm", "mamba_ssm.ops", "mamba_ssm.ops.triton", "mamba_ssm.ops.triton.mamba3", vendor.THEIRS[0]):
         module = types.ModuleType(name)
         module.__spec__ = ModuleSpec(name, None, is_package=True)
         module.__path__ = []
         monkeypatch.setitem(sys.modules, name, module)
-    sys.modules[vendor.MODULE].mamba3_siso_combined = their_siso
+    sys.modules[vendor.THEIRS[0]].mamba3_siso_combined = their_siso
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    mamba_ssm.probe.cache_clear()
-    yield sys.modules[vendor.MODULE]
-    mamba_ssm.probe.cache_clear()
+    mamba_ssm._probe.cache_clear()
+    mamba_ssm.load.cache_clear()
+    yield sys.modules[vendor.THEIRS[0]]
+    mamba_ssm._probe.cache_clear()
+    mamba_ssm.load.cache_clear()
 
 
 @pytest.mark.parametrize("given", [(), STATES, ("initial_k",)])
@@ -257,10 +259,11 @@ def test_mamba_ssm_is_called_as_it_wants_to_be(stub, given):
 
 def test_mamba_ssm_says_why_it_is_not_there(stub):
     del stub.mamba3_siso_combined
-    assert vendor.MODULE in vendor.absent()
+    assert vendor.absent() is None  # it is not imported to find out
+    assert vendor.THEIRS[0] in vendor.problem(*vendor.THEIRS)
 
 
-def test_mamba_ssm_says_which_calls_it_cannot_run():
+def test_mamba_ssm_says_which_calls_it_cannot_run(stub):
     def reason(device="cuda", dtype=torch.bfloat16, length=16, size=8, **case):
         made = detached(example(1, length, 4, 8, 2, size, 2, **case))
         with FakeTensorMode():

@@ -279,9 +279,9 @@ def mamba_ssm(monkeypatch):
         y, h = reference.selective_scan(u.mT, delta.mT, A, B.mT, C.mT, D, z, delta_bias, softplus=delta_softplus)
         return (y.mT, h) if return_last_state else y.mT
 
-    module = ModuleType(vendor.MODULE)
+    module = ModuleType(vendor.THEIRS[0])
     module.selective_scan_fn, module.selective_scan_cuda = selective_scan_fn, object()
-    monkeypatch.setitem(sys.modules, vendor.MODULE, module)
+    monkeypatch.setitem(sys.modules, vendor.THEIRS[0], module)
     for parent in ("mamba_ssm", "mamba_ssm.ops"):
         monkeypatch.setitem(sys.modules, parent, ModuleType(parent))
     vendor.load.cache_clear()
@@ -342,5 +342,5 @@ def test_a_broken_mamba_ssm_is_a_reason_and_not_an_error(mamba_ssm, monkeypatch)
 
     mamba_ssm.selective_scan_cuda = None
     assert "built without its CUDA extension" in reason()
-    monkeypatch.setitem(sys.modules, vendor.MODULE, None)
+    monkeypatch.setitem(sys.modules, vendor.THEIRS[0], None)
     assert "importing mamba_ssm.ops.selective_scan_interface fails: ModuleNotFoundError" in reason()

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-
 import torch
 from torch import Tensor
 
 from altx_kernels.op import Backend
 from altx_mamba.kernels.mamba3.reference import Result
-from altx_mamba.kernels.mamba_ssm import probe
+from altx_mamba.kernels.mamba_ssm import absent, load, problem
 
-MODULE = "mamba_ssm.ops.triton.mamba3.mamba3_siso_combined"
+THEIRS = ("mamba_ssm.ops.triton.mamba3.mamba3_siso_combined", "mamba3_siso_combined")
 
 
 def mamba3(
@@ -45,7 +43,7 @@ def mamba3(
             for state, size in zip(given, sizes, strict=True)
         )
         states = (angle, h.mT.contiguous(), k.to(x.dtype), v.to(x.dtype))
-    y, angle, h, k, v = import_module(MODULE).mamba3_siso_combined(
+    y, angle, h, k, v = load(*THEIRS)[0](
         Q=C, K=B, V=x, ADT=(dt.float() * A.float()).mT.contiguous(), DT=dt.float().mT.contiguous(),
         Trap=trap.mT.contiguous(), Q_bias=C_bias, K_bias=B_bias,
         Angles=angles.float()[:, :, None].expand(-1, -1, heads, -1), D=D, Input_States=states,
@@ -84,15 +82,7 @@ def unavailable(
         return "mamba-ssm does not say what it does with empty sequences of a packed batch"
     if any(size & (size - 1) for size in (B.shape[3], x.shape[3])):
         return f"state size {B.shape[3]} and head width {x.shape[3]} are not both powers of two"
-    return None
+    return problem(*THEIRS)
 
-
-def absent() -> str | None:
-    """Why mamba-ssm cannot be used on this machine, or None. A compiled graph knows it as a constant."""
-    return probe(MODULE, "mamba3_siso_combined")
-
-
-# All that torch.compiler.assume_constant_result does, but for the time that it takes to import the compiler.
-absent._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 MAMBA_SSM: Backend[Result] = Backend("mamba-ssm", mamba3, unavailable, absent)

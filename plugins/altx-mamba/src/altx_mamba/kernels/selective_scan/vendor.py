@@ -2,47 +2,18 @@
 
 from __future__ import annotations
 
-from functools import cache, reduce
-from importlib import import_module
-from importlib.util import find_spec
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from altx_kernels import KernelError
+from altx_mamba.kernels.mamba_ssm import absent, load, problem
 
-MODULE = "mamba_ssm.ops.selective_scan_interface"
+THEIRS = ("mamba_ssm.ops.selective_scan_interface", "selective_scan_fn", "selective_scan_cuda")
 
-
-@cache
-def _probe() -> str | None:
-    if not torch.cuda.is_available():
-        return "torch sees no CUDA device"
-    if find_spec("mamba_ssm") is None:
-        return "mamba-ssm is not installed"
-    return None
-
-
-def absent() -> str | None:
-    """Why it runs nothing here, as far as can be told without the import, which only a call on CUDA asks for."""
-    return _probe()
-
-
-absent._dynamo_marked_constant = True  # type: ignore[attr-defined]  # a compiled graph knows it as a constant
-
-
-@cache
-def load() -> tuple[Any, str | None]:
-    """The package's `selective_scan_fn`, or why there is none."""
-    try:
-        module = import_module(MODULE)
-        fn, extension = module.selective_scan_fn, module.selective_scan_cuda
-    except Exception as error:  # a missing extension, an unknown GPU, an old version: each fails in its own way
-        return None, f"importing {MODULE} fails: {type(error).__name__}: {error}"
-    if extension is None:
-        return None, "mamba-ssm was built without its CUDA extension: build it with MAMBA_KEEP_CUDA_BUILD=TRUE"
-    return fn, None
+__all__ = ["absent", "selective_scan", "unavailable"]
 
 
 def unavailable(
@@ -75,7 +46,7 @@ def unavailable(
         return f"there are {A.shape[1]} states per channel, and mamba-ssm's scan takes up to 256"
     if torch.compiler.is_compiling():
         return "torch.compile cannot see into mamba-ssm's scan"
-    return load()[1]
+    return problem(*THEIRS)
 
 
 def selective_scan(
@@ -96,7 +67,7 @@ def selective_scan(
     """As `selective_scan.selective_scan`. The package has time last, one dtype per token and float32 weights."""
     dtype = reduce(torch.promote_types, [t.dtype for t in (x, dt, B, C, z) if t is not None])
     u, delta, B, C = (t.to(dtype).mT for t in (x, dt, B, C))
-    y, h = load()[0](
+    y, h = load(*THEIRS)[0](
         u, delta, A.float(), B, C,
         D=None if D is None else D.float(),
         z=None if z is None else z.to(dtype).mT,

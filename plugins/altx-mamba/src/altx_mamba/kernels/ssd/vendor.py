@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-
 import torch
 from torch import Tensor
 
 from altx_kernels.op import Backend
-from altx_mamba.kernels.mamba_ssm import probe
+from altx_mamba.kernels.mamba_ssm import absent, load, problem
 
-MODULE = "mamba_ssm.ops.triton.ssd_combined"
+THEIRS = ("mamba_ssm.ops.triton.ssd_combined", "mamba_chunk_scan_combined")
 CHUNK = 256
 """Tokens of a chunk, as in the authors' module."""
 
@@ -35,7 +33,7 @@ def ssd(
         inner = cu_seqlens[1:-1]
         # An empty sequence at the end starts at no token.
         number = starts.index_fill(1, inner[inner < x.shape[1]], 1).cumsum(1, dtype=torch.int32)
-    y, *states = import_module(MODULE).mamba_chunk_scan_combined(
+    y, *states = load(*THEIRS)[0](
         x, dt, A, B.to(x.dtype), C.to(x.dtype), chunk_size=CHUNK, D=D,
         initial_states=None if initial_state is None else initial_state.mT,
         seq_idx=number, cu_seqlens=cu_seqlens, return_final_states=True, return_varlen_states=cu_seqlens is not None,
@@ -72,15 +70,7 @@ def unavailable(
         return "mamba-ssm takes no resets in a packed batch"
     if cu_seqlens is not None and torch.is_grad_enabled() and any(t.requires_grad for t in given):
         return "mamba-ssm's states of a packed batch have no gradient"
-    return None
+    return problem(*THEIRS)
 
-
-def absent() -> str | None:
-    """Why mamba-ssm cannot be used on this machine, or None. A compiled graph knows it as a constant."""
-    return probe(MODULE, "mamba_chunk_scan_combined")
-
-
-# All that torch.compiler.assume_constant_result does, but for the time that it takes to import the compiler.
-absent._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 MAMBA_SSM: Backend[tuple[Tensor, Tensor]] = Backend("mamba-ssm", ssd, unavailable, absent)
