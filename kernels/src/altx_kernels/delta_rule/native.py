@@ -19,7 +19,7 @@ LIBRARY = Library(
 )
 
 CHUNK = 32  # tokens between two states that are kept for the backward pass, as in chunks.h
-GROUP = 8  # heads whose rows are read together, as they lie, so long as their states fit the second cache
+STATES = 1 << 18  # numbers of states that fit the second cache: of heads whose rows are read together, as they lie
 COLUMNS = 32  # value channels that are worth a thread
 SERIAL = 2_000_000  # multiplications that are not worth waking a thread for
 
@@ -158,7 +158,7 @@ def _work(v: Tensor, state: Tensor) -> tuple[int, int, int]:
     """How many heads make a task, into how many parts to cut its value channels, and on how many threads to work."""
     sequences, heads, width, values = state.shape
     threads = torch.get_num_threads() if v.numel() * width >= SERIAL else 1
-    group = max(1, min(heads, GROUP, sequences * heads // threads))
+    group = max(1, min(heads, STATES // max(1, width * values), sequences * heads // threads))
     pieces = -(-values // COLUMNS)
     wanted = 1 if threads == 1 else -(-threads // max(1, sequences * heads))
     return group, max(1, min(pieces, wanted)), threads
