@@ -65,9 +65,9 @@ class RetNet(Recurrent):
         log_decay, c, after["scale"] = self._decay(batch, state)
         width = q.shape[-1]
         frequencies = 10000.0 ** -torch.linspace(0, 1, width // 2, dtype=precise(q.device), device=q.device)
-        cos, sin = turns(positions(batch, ctx, state), frequencies, torch.promote_types(q.dtype, torch.float32))
-        q = rotate(q, cos, sin) * (width * c).rsqrt()[..., None].to(q.dtype)
-        k = real(rotate(k, cos, sin), batch)
+        turn = turns(positions(batch, ctx, state), frequencies, torch.promote_types(q.dtype, torch.float32))[:, :, None]
+        q = rotate(q, turn * (width * c).rsqrt()[..., None])
+        k = real(rotate(k, turn), batch)
         o, after["kv"] = linear_recurrence(
             q, k, v, log_decay, initial_state=state["kv"] if state else None, reset=batch.reset
         )

@@ -11,21 +11,23 @@ def precise(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def turns(positions: Tensor, frequencies: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosine and sine (B, T, F) of position times frequency, as exact at the millionth token as at the first.
+def turns(positions: Tensor, frequencies: Tensor, dtype: torch.dtype) -> Tensor:
+    """exp(i position frequency), complex (B, T, F), as exact at the millionth token as at the first.
 
     Args:
         positions: (B, T) int64.
         frequencies: (F,).
-        dtype: of the result.
+        dtype: of its parts.
     """
     angle = positions[..., None].to(frequencies.dtype) * frequencies
     angle = angle.remainder(2 * torch.pi).to(dtype)
-    return angle.cos(), angle.sin()
+    return torch.polar(torch.ones_like(angle), angle)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the neighbours 2i and 2i + 1 of every head of x (B, T, H, 2 F), as a plane, by angle i."""
-    a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = cos[:, :, None].to(x.dtype), sin[:, :, None].to(x.dtype)
-    return torch.stack([a * cos - b * sin, b * cos + a * sin], -1).flatten(-2)
+def rotate(x: Tensor, turn: Tensor) -> Tensor:
+    """Neighbours 2i and 2i + 1 of every head of x (B, T, H, 2 F), as a complex number, times turn (B, T, 1 or H, F).
+
+    Computed in the dtype of the turns, in one pass.
+    """
+    pairs = torch.view_as_complex(x.to(turn.real.dtype).unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * turn).flatten(-2).to(x.dtype)
