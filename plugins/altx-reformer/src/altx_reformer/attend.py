@@ -44,12 +44,12 @@ def attend(q_PTD: Tensor, k_PTD: Tensor, v_PTD: Tensor, order: Order) -> Tensor:
 class _Sorted:
     """Some pairs' order as indices into flat tables of their tokens and slots."""
 
-    def __init__(self, order: Order, pairs: slice, length: int) -> None:
+    def __init__(self, order: Order, pairs: slice, like: Tensor) -> None:
         tokens = order.tokens[pairs]
-        self.count, self.length = tokens.shape[0], length
+        self.count, self.length = tokens.shape[0], like.shape[1]
         base = torch.arange(self.count, device=tokens.device)[:, None]
         # An empty slot shows some token; nobody looks.
-        self.rows = (tokens.clamp(min=0) + base * length).flatten()
+        self.rows = (tokens.clamp(min=0) + base * self.length).flatten()
         self.lead = order.reach
         self.answering = self.front(self.rows)
         self.slots = (order.slots[pairs].flatten(1) + base * tokens.shape[1]).reshape(-1, order.slots.shape[2])
@@ -66,7 +66,7 @@ class _Sorted:
         if low is not None:
             # As a column of the query's window, which begins `reach` slots before its block.
             begin = torch.arange(self.blocks, device=low.device)[:, None] * self.block - order.reach
-            self.low = (low.reshape(-1, self.block) - begin)[..., None]
+            self.low = (low.reshape(-1, self.block) - begin).clamp(min=0)[..., None].to(like.dtype)
         self.columns = torch.arange(self.window, device=tokens.device)
 
     def front(self, x: Tensor) -> Tensor:
@@ -91,30 +91,33 @@ class _Sorted:
     def hide(self, scores: Tensor, piece: slice) -> Tensor | None:
         """Give scores (n, b, w) of a piece, in place, their final values: what is not seen, and oneself.
 
+        In sums and products of numbers: on CPUs, masks of bool take ten times as long.
+
         Returns:
-            True where a query does not see, broadcastable to (n, b, w); None if it sees everything.
+            1 where a query does not see and 0 where it does, broadcastable to (n, b, w); None if it sees everything.
         """
-        own = torch.arange(self.block, device=scores.device)[:, None] + self.lead
+        scores.diagonal(self.lead, 1, 2).fill_(SELF)
         if self.order.band:
             assert self.low is not None
-            scores.diagonal(self.lead, 1, 2).fill_(SELF)
-            # Everything further back than `reach` is outside of the window, or left of this.
-            hidden = self.columns < torch.maximum(self.low[piece], own - self.lead)
-            hidden |= self.columns > own
-            scores.masked_fill_(hidden, HIDDEN)
+            columns, own = self.columns.to(scores.dtype), torch.arange(self.block, device=scores.device)[:, None]
+            outside = (self.columns < own) | (self.columns > own + self.lead)
+            hidden = (self.low[piece] - columns).clamp_(0, 1).add_(outside.to(scores.dtype)).clamp_(max=1)
+            scores.add_(hidden, alpha=HIDDEN)
             return hidden
         assert self.seen is not None
         seen, mine = self.seen[piece, None], self.tokens.reshape(-1, self.block, 1)[piece]
-        # Not the diagonal alone: in the circle of chunks a token can meet itself in another round.
-        scores.masked_fill_(seen == mine, SELF)
+        # Where chunks close their circle, a token can meet itself in another round.
+        first = slice((1 - piece.start) % self.order.turn, None, self.order.turn)
+        scores[first, :, : self.lead].masked_fill_(seen[first, :, : self.lead] == mine[first], SELF)
         if self.order.full:
             return None
-        hidden = seen < 0
+        unseen = seen < 0
         if self.order.causal:
-            hidden = hidden | (seen > mine)
+            unseen = unseen | (seen > mine)
         if self.kind is not None and self.kinds is not None:
-            hidden = hidden | (self.kinds[piece, None] != self.kind.reshape(-1, self.block, 1)[piece])
-        scores.masked_fill_(hidden, HIDDEN)
+            unseen = unseen | (self.kinds[piece, None] != self.kind.reshape(-1, self.block, 1)[piece])
+        hidden = unseen.to(scores.dtype)
+        scores.add_(hidden, alpha=HIDDEN)
         return hidden
 
     def asked(self, x_PTD: Tensor, piece: slice, space: _Space, name: str) -> Tensor:
@@ -177,7 +180,7 @@ class _Attend(torch.autograd.Function):
         y, top, total = torch.empty_like(q), *q.new_empty(2, *q.shape[:2])
         both, space = torch.cat([k, v], -1), _Space(q)
         for pairs in _groups(order):
-            place = _Sorted(order, pairs, q.shape[1])
+            place = _Sorted(order, pairs, q)
             y[pairs], top[pairs], total[pairs] = _forward(q[pairs], both[pairs], place, space)
         ctx.save_for_backward(q, both, y, top, total)
         ctx.order = order
@@ -190,7 +193,7 @@ class _Attend(torch.autograd.Function):
         dq, d_both, space = torch.empty_like(q), torch.empty_like(both), _Space(q)
         share = (dy * y).sum(-1)
         for pairs in _groups(ctx.order):
-            place = _Sorted(ctx.order, pairs, q.shape[1])
+            place = _Sorted(ctx.order, pairs, q)
             told = dy[pairs], top[pairs], total[pairs], share[pairs]
             dq[pairs], d_both[pairs] = _backward(q[pairs], both[pairs], *told, place, space)
         dk, dv = d_both.chunk(2, -1)
@@ -198,11 +201,11 @@ class _Attend(torch.autograd.Function):
 
 
 def _exp(scores: Tensor, top: Tensor, hidden: Tensor | None) -> None:
-    """exp(scores - top) in place, and 0 where hidden."""
+    """exp(scores - top) in place, and 0 where hidden is 1."""
     # Where the result is no normal number, exp is eight times slower on CPUs.
     scores.sub_(top).clamp_(min=LEAST).exp_()
     if hidden is not None:
-        scores.masked_fill_(hidden, 0)
+        scores.addcmul_(scores, hidden, value=-1)
 
 
 def _forward(q: Tensor, both: Tensor, place: _Sorted, space: _Space) -> tuple[Tensor, Tensor, Tensor]:

@@ -32,6 +32,7 @@ class Order:
         reach: m, slots in front of its block that a window holds.
         band: a query sees the `reach` slots in front of it and none behind, whatever its block's window holds.
         echo: how many slots at the start of each round are copies of others, which answer and do not ask.
+        turn: blocks of a round; where it begins with a copy, its second block sees that.
         full: every query sees its whole window.
         causal: a query sees no later token; where slots are in order of time anyway (`band`), false.
     """
@@ -45,6 +46,7 @@ class Order:
     reach: int
     band: bool
     echo: int
+    turn: int
     full: bool
     causal: bool
 
@@ -84,6 +86,7 @@ def within_buckets(keys_PRT: Tensor, reach: int, block: int) -> Order:
         reach=reach,
         band=True,
         echo=0,
+        turn=padded // block,
         full=False,
         causal=False,
     )
@@ -128,6 +131,7 @@ def in_chunks(keys_PRT: Tensor, lengths_P: Tensor, reach: int, *, across: bool, 
         reach=reach,
         band=False,
         echo=reach,
+        turn=padded // reach + 1,
         full=not masked and not causal and across and padded == keys_PRT.shape[-1],
         causal=causal,
     )
