@@ -140,6 +140,18 @@ def test_mlstm_continues_a_state_of_transformers():
     close(found, expected)
 
 
+def test_gradients_of_mlstm_equal_those_of_transformers_through_its_stabiliser():
+    """Ours treats the stabiliser as a constant, which only the epsilon sees."""
+    theirs, ours = xlstm_pair(torch.float64, 32, 4)
+    x, by = torch.randn(2, 50, 32, dtype=torch.float64), torch.randn(2, 50, 32, dtype=torch.float64)
+    (theirs(x)[0] * by).sum().backward()
+    (ours(x).y * by).sum().backward()
+    expected = dict(theirs.named_parameters())
+    for name, parameter in ours.named_parameters():
+        scale = float(expected[name].grad.abs().max())
+        torch.testing.assert_close(parameter.grad, expected[name].grad, atol=1e-7 * scale, rtol=0)
+
+
 @pytest.mark.parametrize("kind", ["linear", "retention", "gla"])
 @pytest.mark.parametrize(("length", "heads", "keys", "values"), [(1, 1, 3, 5), (20, 2, 8, 4), (70, 3, 16, 16)])
 def test_the_recurrence_equals_the_naive_loops_of_fla(kind, length, heads, keys, values):
