@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from torch.nn import functional as F
 
 from altx import recipe
-from altx.attach import MemoryLayer
+from altx.attach import KVAttach, MemoryLayer
 from altx.compose import compose
+from altx.context import Context
 from altx.errors import CompositionError
+from altx.memory import NOTHING, attended, split_heads
 from altx.registry import Registry
 from altx.resolve import resolve
+from altx.spec import Heads
 from altx.testing import prove
+from altx.testing.case import difference
+from altx.testing.partners import Ledger, MovingAverage, SelfAttention
+from altx.testing.runner import check_component
 
 IN_SLOT = {"mixer": "average", "memory": "notebook", "attach": "ffn", "dim": 16}
 
@@ -53,3 +61,66 @@ def test_a_slot_that_is_not_there_is_refused(toy: Registry) -> None:
         resolve(recipe.load({"dim": 16, "blocks": [{"sublayers": [{"router": "router", "targets": [target]}]}]}), toy)
     with pytest.raises(CompositionError, match="so it only attaches as controller"):
         resolve(recipe.load({**IN_SLOT, "memory": "echo"}), toy)
+
+
+def test_a_memory_of_all_keys_makes_attention_to_oneself_attention_to_all() -> None:
+    mixer = SelfAttention(16).double()
+    assert mixer.hands
+    layer, x = KVAttach(mixer, Ledger(mixer.hands)), torch.randn(2, 7, 16, dtype=torch.float64)
+    q, k, v = (t.transpose(1, 2) for t in split_heads(mixer.input(x), mixer.hands))
+    whole = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).transpose(1, 2)
+    assert difference(layer(x).y, mixer.output(whole.flatten(2))) < 1e-12
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["keys for all", "keys for each"])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_attention_to_a_memory_is_softmax_attention(shared: bool, groups: int) -> None:
+    torch.manual_seed(0)
+    each, q = (1 if shared else 5), torch.randn(2, 5, 4, 3, dtype=torch.float64)
+    keys, values = (torch.randn(2, each, 6, groups, n, dtype=torch.float64) for n in (3, 2))
+    mask = torch.rand(2, each, 6) > 0.4
+    mask[0, 0] = False
+    found = attended(q, keys, values, mask)
+    for b in range(2):
+        for t in range(5):
+            for h in range(4):
+                at, g = (0 if shared else t), h // (4 // groups)
+                score = (keys[b, at, :, g] @ q[b, t, h])[mask[b, at]]
+                if not len(score):
+                    assert found.weight[b, t, h] == NOTHING and (found.value[b, t, h] == 0).all()
+                    continue
+                assert difference(found.weight[b, t, h], score.logsumexp(0)) < 1e-12
+                assert difference(found.value[b, t, h], score.softmax(0) @ values[b, at, mask[b, at], g]) < 1e-12
+    nothing = attended(q, keys[:, :, :0], values[:, :, :0])
+    assert (nothing.weight == NOTHING).all() and nothing.value.shape == (2, 5, 4, 2)
+
+
+def test_what_a_layer_hands_over_is_split_as_it_was_joined() -> None:
+    heads = Heads(query=4, kv=2, key_dim=3, value_dim=5)
+    x = torch.arange(2.0 * heads.width).reshape(1, 2, -1)
+    q, k, v = split_heads(x, heads)
+    assert q.shape == (1, 2, 4, 3) and k.shape == (1, 2, 2, 3) and v.shape == (1, 2, 2, 5)
+    assert torch.equal(torch.cat([q.flatten(2), k.flatten(2), v.flatten(2)], -1), x)
+
+
+def test_a_memory_joins_a_softmax(toy: Registry) -> None:
+    model = compose({"mixer": "self", "memory": "ledger", "dim": 16}, plugins=toy)
+    assert [r for r in prove(model) if r.status == "failed"] == []
+    results = check_component("ledger", "memory", plugins=toy) + check_component("self", plugins=toy)
+    assert [(r.subject, r.check, r.message) for r in results if r.status == "failed"] == []
+    assert {r.subject for r in results if r.status == "passed"} == {"ledger[kv]", "self", "self[encoder]"}
+
+
+def test_a_mixer_without_a_softmax_to_join_is_refused(toy: Registry) -> None:
+    data = {"mixer": "average", "memory": "ledger", "dim": 16}
+    with pytest.raises(CompositionError, match=r"mixer .average. .* takes no keys and values") as caught:
+        resolve(recipe.load(data), toy)
+    assert "accepts_kv" in str(caught.value)
+    with pytest.raises(CompositionError, match="reads no value for a token, so it is no sublayer by itself"):
+        resolve(recipe.load({"dim": 16, "blocks": [{"sublayers": [{"memory": "ledger"}]}]}), toy)
+
+
+def test_a_layer_that_does_not_ask_for_what_it_accepts_is_found_out() -> None:
+    heads = Heads(query=1, kv=1, key_dim=4, value_dim=4)
+    with pytest.raises(TypeError, match="asked 0 times"):
+        KVAttach(MovingAverage(16), Ledger(heads))(torch.zeros(1, 2, 16), Context())

@@ -105,7 +105,7 @@ REFUSED: list[tuple[dict, type[AltxError], str]] = [
     (
         {"mixer": "average", "memory": "notebook", "attach": "kv"},
         CompositionError,
-        "does not have the attach mode 'kv' yet",
+        "takes no keys and values, such as memory 'notebook'",
     ),
     ({"mixer": "average", "dim": 18}, ConfigError, "dim 18 is not divisible by heads 4"),
     (

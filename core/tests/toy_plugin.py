@@ -16,7 +16,7 @@ from altx.layer import FRESH, Layer, Output, advanced
 from altx.memory import Memory, Read
 from altx.router import Route, Router, Targets
 from altx.state import Leaf, State
-from altx.testing.partners import MovingAverage
+from altx.testing.partners import Ledger, MovingAverage, SelfAttention
 
 
 class AverageConfig(Config):
@@ -148,6 +148,14 @@ def memory_capabilities(config: Config) -> MemoryCapabilities:
     return Notebook.capabilities
 
 
+def ledger_capabilities(config: Config) -> MemoryCapabilities:
+    return Ledger.capabilities
+
+
+def self_capabilities(config: Config) -> Capabilities:
+    return SelfAttention.capabilities
+
+
 def echo_capabilities(config: Config) -> MemoryCapabilities:
     return replace(Notebook.capabilities, feedback=True)
 
@@ -186,6 +194,15 @@ def build_notebook(config: Config, ctx: BuildContext) -> Memory:
     return Notebook(ctx.dim)
 
 
+def build_ledger(config: Config, ctx: BuildContext) -> Memory:
+    assert ctx.heads, "it is attached as kv only"
+    return Ledger(ctx.heads)
+
+
+def build_self(config: Config, ctx: BuildContext) -> Layer:
+    return SelfAttention(ctx.dim)
+
+
 def build_router(config: Config, ctx: BuildContext) -> Router:
     return ToyRouter(ctx.dim, ctx.num_targets)
 
@@ -200,6 +217,7 @@ def altx_token_mixers() -> list[MixerSpec]:
         _mixer("source", "EmptyConfig", "source_capabilities"),
         _mixer("late", "EmptyConfig", "late_capabilities"),
         _mixer("sharer", "EmptyConfig", "sharer_capabilities", "build_sharer"),
+        _mixer("self", "EmptyConfig", "self_capabilities", "build_self"),
         _mixer("wrong", "EmptyConfig", "average_capabilities", "build_wrong"),
         _mixer("raises", "EmptyConfig", "average_capabilities", "build_raises"),
         _mixer("nowhere", "Missing", "average_capabilities"),
@@ -220,6 +238,16 @@ def altx_memories() -> list[MemorySpec]:
             attach_note="There is also controller.",
         )
         for name, capabilities in (("notebook", "memory_capabilities"), ("echo", "echo_capabilities"))
+    ] + [
+        MemorySpec(
+            "ledger",
+            summary="every key and value",
+            build="toy_plugin:build_ledger",
+            config="toy_plugin:EmptyConfig",
+            capabilities="toy_plugin:ledger_capabilities",
+            attach=("kv",),
+            default_attach="kv",
+        )
     ]
 
 

@@ -3,14 +3,14 @@
 residual:    y = mixer(n(x)) + memory(n(x))
 gate:        y = mixer(n(x)) * sigmoid(W memory(n(x)))
 controller:  token by token, h_t = mixer(W [n(x_t); r_{t-1}]), r_t = memory(h_t), y_t = h_t + r_t
-
-The other modes of `altx.spec.ATTACH_MODES` (context, kv, tokens, ffn) have no class here yet: asking for
-one is an error when composing.
+kv:          y = mixer(n(x)), an attention whose softmax takes in what the memory holds for each query
+ffn:         y = memory(n(x)), where the feed-forward would stand
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import replace
 from typing import Unpack
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from altx.capabilities import meet
 from altx.context import Context
 from altx.layer import FRESH, Layer, Output, StateOptions, scoped
-from altx.memory import Memory, Scan
+from altx.memory import Attended, Memory, Scan
 from altx.state import Leaf, State
 
 
@@ -104,6 +104,44 @@ class GateAttach(_Beside):
 
     def join(self, mixed: Tensor, value: Tensor) -> Tensor:
         return mixed * torch.sigmoid(self.gate(value))
+
+
+class KVAttach(_Attached):
+    """The memory's keys and values take part in the mixer's softmax (Wu et al. 2022, arXiv:2203.08913, section 3.1).
+
+    The mixer hands its own queries, keys and values to the memory, as they are before any position turns them: what
+    is far away is found by content.
+    """
+
+    def __init__(self, mixer: Layer, memory: Memory) -> None:
+        super().__init__(mixer, memory)
+        self.capabilities = replace(self.capabilities, accepts_kv=False)
+
+    def forward(self, x: Tensor, ctx: Context = FRESH, state: State | None = None) -> Output:
+        held = state.children["memory"] if state else None
+        scans: list[Scan] = []
+
+        def recall(q: Tensor, k: Tensor, v: Tensor, here: Context) -> Attended:
+            before = held or self.memory.init_state(q.shape[0], device=q.device, dtype=q.dtype)
+            tokens = torch.cat([t.flatten(2) for t in (q, k, v)], -1)
+            scan = self.memory.scan(tokens, before, here)
+            scans.append(scan)
+            if scan.read.attended is None:
+                raise TypeError(f"{type(self.memory).__name__} has no keys and values, so it cannot be attached as kv")
+            return scan.read.attended
+
+        mixed = self.mixer(x, ctx.replace(recall=recall), state.child("mixer") if state else None)
+        if len(scans) != bool(x.shape[1]):
+            raise TypeError(f"{type(self.mixer).__name__} accepts_kv, and asked {len(scans)} times for them in a call")
+        children = {} if mixed.state is None else {"mixer": mixed.state}
+        after = scans[0].state if scans else held
+        return Output(
+            mixed.y,
+            State(children={**children, "memory": after}) if state and after else None,
+            {**scoped("mixer", mixed.losses), **(scoped("memory", scans[0].losses) if scans else {})},
+            {**scoped("mixer", mixed.metrics), **(scoped("memory", scans[0].metrics) if scans else {})},
+            mixed.exports,
+        )
 
 
 class ControllerAttach(_Attached):

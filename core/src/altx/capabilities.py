@@ -18,8 +18,8 @@ Rollback = Literal["crop", "snapshot", "none"]
 
 @dataclass(frozen=True, kw_only=True)
 class Capabilities:
-    """Promises of a layer. `altx check` tests them, as far as the shape of a promise allows: not `cross`,
-    `accepts_kv`, `max_len` and `includes`, which say what a composition may do with the layer.
+    """Promises of a layer. `altx check` tests them, as far as the shape of a promise allows: not `cross`, `max_len`
+    and `includes`, which say what a composition may do with the layer.
 
     Args:
         causal: with `ctx.causal=True`, no output depends on a later token.
@@ -44,7 +44,8 @@ class Capabilities:
         shares: names that the first layer of a model exports and the later ones read: in a model, each is one that
             the layer provides or one that it requires. A router's target provides none.
         includes: which of "norm" and "residual" it already contains, so that a block adds neither.
-        accepts_kv: a memory may add keys and values to its softmax.
+        accepts_kv: a memory may add keys and values to its softmax: the layer asks `ctx.recall`, and `hands` says what
+            it hands over.
         losses: names of the auxiliary losses it returns, with the weight that training should give each.
         compiles: `torch.compile(fullgraph=True)` can take it.
     """

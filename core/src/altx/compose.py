@@ -11,7 +11,7 @@ import torch
 
 from altx import recipe, registry
 from altx.adapters import Bidirectional, PadToMultiple, PrefixReplay, Unpack
-from altx.attach import ControllerAttach, GateAttach, MemoryLayer, ResidualAttach
+from altx.attach import ControllerAttach, GateAttach, KVAttach, MemoryLayer, ResidualAttach
 from altx.block import Residual, Stack
 from altx.errors import AltxError, BrokenPlugin, CompositionError
 from altx.layer import Component, Layer
@@ -96,13 +96,17 @@ def _one_way(branch: Branch, ctx: BuildContext) -> Layer:
         layer = PadToMultiple(layer) if adapter == "pad" else PrefixReplay(layer, ctx.dim)
     if not branch.memory:
         return layer
+    if branch.attach == "kv":
+        if layer.hands is None:
+            raise BrokenPlugin(f"{branch.part}: accepts_kv, and its layer does not say in `hands` what it hands over")
+        ctx = replace(ctx, heads=layer.hands)
     return attach(branch.attach, layer, build_part(branch.memory, ctx, Memory), ctx.dim)
 
 
 def attach(mode: str, mixer: Layer, memory: Memory, dim: int) -> Layer:
     """A mixer with a memory attached."""
-    if mode == "residual":
-        return ResidualAttach(mixer, memory)
+    if mode in ("residual", "kv"):
+        return (ResidualAttach if mode == "residual" else KVAttach)(mixer, memory)
     return (GateAttach if mode == "gate" else ControllerAttach)(mixer, memory, dim)
 
 

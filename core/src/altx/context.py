@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from altx.memory import Attended
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,9 @@ class Context:
         grid: (height, width) when the tokens are the cells of a grid, row by row.
         shared: exports of earlier layers by name.
         generator: source of every random number a layer draws.
+        recall: what a layer that `accepts_kv` asks, once per call, for more keys and values: `recall(q, k, v, ctx)`
+            with its queries (B, T, H, Dk), already scaled and with no position in them, keys (B, T, G, Dk) and values
+            (B, T, G, Dv), and the context of the tokens in their order, gives an `altx.memory.Attended` to join.
         donate_state: the caller gives up the state that it passes in, and has reserved room in it for
             these tokens: its storage may be reused. Only a generation loop can know this.
     """
@@ -68,6 +74,7 @@ class Context:
     grid: tuple[int, int] | None = None
     shared: Mapping[str, Tensor] = field(default_factory=dict)
     generator: torch.Generator | None = None
+    recall: Callable[[Tensor, Tensor, Tensor, Context], Attended] | None = None
     donate_state: bool = False
 
     def replace(self, **changes: Any) -> Context:

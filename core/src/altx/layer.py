@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from altx.capabilities import Capabilities
 from altx.context import Context
+from altx.spec import Heads
 from altx.state import State
 
 FRESH = Context()
@@ -113,6 +114,9 @@ def descendants(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, Comp
 
 class Layer(Component):
     """Maps a sequence (B, T, D) to a sequence (B, T, D)."""
+
+    hands: Heads | None = None
+    """What a layer that `accepts_kv` hands to `ctx.recall`."""
 
     def init_state(
         self,

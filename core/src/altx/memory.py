@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +13,67 @@ from torch import Tensor
 from altx.capabilities import MemoryCapabilities
 from altx.context import Context
 from altx.layer import FRESH, Component
+from altx.spec import Heads
 from altx.state import State
+
+
+class Attended(NamedTuple):
+    """Attention to the keys and values of a memory alone: all that another softmax needs to know to take them in.
+
+    Args:
+        value: (B, T, H, Dv), each query's mean of the values; 0 where there is no key.
+        weight: (B, T, H), the logarithm of the sum of exp(score) over the keys, in at least float32; -1e30 for none.
+    """
+
+    value: Tensor
+    weight: Tensor
+
+
+def attended(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Attended:
+    """Each query's attention to the keys and values that a memory holds for it.
+
+    Args:
+        q: (B, T, H, Dk), already scaled.
+        keys: (B, T, R, N, Dk), or (B, 1, R, N, Dk) for keys that all T queries meet; N divides H, as `Heads.kv` does.
+        values: (B, T or 1, R, N, Dv).
+        mask: (B, T or 1, R) or (B, T or 1, R, N) bool, True where there is a key; None for everywhere.
+    """
+    (batch, length, heads, _), (_, each, count, groups, width) = q.shape, values.shape
+    precise = torch.promote_types(q.dtype, torch.float32)
+    if not count or not length:
+        return Attended(
+            q.new_zeros(batch, length, heads, width).to(values.dtype),
+            torch.full((batch, length, heads), NOTHING, dtype=precise, device=q.device),
+        )
+    # Queries that meet the same keys are laid beside each other, so that no key is copied: (B, T', N, queries, Dk).
+    asking = q.unflatten(2, (groups, -1)).unflatten(1, (each, -1)).transpose(2, 3).flatten(3, 4)
+    keys, values = (t.transpose(2, 3) for t in (keys, values))
+    score = (asking @ keys.transpose(-1, -2)).to(precise)
+    if mask is not None:
+        there = mask[..., None] if mask.dim() == 3 else mask
+        score = score.masked_fill(~there.transpose(2, 3)[..., None, :], NOTHING)
+    weight = torch.logsumexp(score, -1)
+    share = (score - weight[..., None]).exp()
+    if mask is not None:
+        share = share.masked_fill(weight[..., None] <= NOTHING / 2, 0)
+
+    def back(x: Tensor) -> Tensor:
+        """(B, T', N, queries, ...) to (B, T, H, ...)."""
+        apart: Tensor = x.unflatten(3, (-1, heads // groups)).transpose(2, 3)
+        return apart.flatten(3, 4).flatten(1, 2)
+
+    return Attended(back(share.to(values.dtype) @ values), back(weight).clamp(min=NOTHING))
+
+
+NOTHING = -1e30
+"""Logarithm of the weight of no key. Not -inf, whose differences have no gradient."""
+
+
+def split_heads(x: Tensor, heads: Heads) -> tuple[Tensor, Tensor, Tensor]:
+    """What attention hands to a memory, x (B, T, heads.width): q (B, T, H, Dk), k (B, T, G, Dk), v (B, T, G, Dv)."""
+    wide = [heads.query * heads.key_dim, heads.kv * heads.key_dim, heads.kv * heads.value_dim]
+    q, k, v = x.split(wide, -1)
+    return q.unflatten(-1, (heads.query, -1)), k.unflatten(-1, (heads.kv, -1)), v.unflatten(-1, (heads.kv, -1))
 
 
 @dataclass(frozen=True)
@@ -22,12 +83,12 @@ class Read:
     Args:
         value: (B, T, D), one vector per query.
         tokens: (B, M, D), extra tokens.
-        kv: keys (B, T, R, Dk), values (B, T, R, Dv) and mask (B, T, R) that join an attention's softmax.
+        attended: what joins an attention's softmax (attach mode "kv"); see `attended`.
     """
 
     value: Tensor | None = None
     tokens: Tensor | None = None
-    kv: tuple[Tensor, Tensor, Tensor | None] | None = None
+    attended: Attended | None = None
 
 
 @dataclass(frozen=True)
@@ -45,6 +106,9 @@ class Memory(Component):
 
     `capabilities.chunk` tokens are read and then written (or the other way, see `order`), on a grid that
     starts at the first token of the sequence; a memory of chunk 1 goes token by token.
+
+    Attached as "kv", it is built with `BuildContext.heads`, and what it reads and writes is x (B, T, heads.width), of
+    which `split_heads` makes queries, keys and values.
 
     `read` and `write` each honour the context: at a reset a read answers as from an empty memory and a write
     empties it, and neither changes anything at masked tokens. Both take any T, 0 included.
@@ -104,11 +168,9 @@ def _concatenate(reads: list[Read]) -> Read:
     """Reads of consecutive chunks as one."""
     values = [read.value for read in reads if read.value is not None]
     tokens = [read.tokens for read in reads if read.tokens is not None]
-    kvs = [read.kv for read in reads if read.kv is not None]
-    masks = [mask for _, _, mask in kvs if mask is not None]
-    joined = (torch.cat([k for k, _, _ in kvs], 1), torch.cat([v for _, v, _ in kvs], 1)) if kvs else None
+    found = [read.attended for read in reads if read.attended is not None]
     return Read(
         torch.cat(values, 1) if values else None,
         torch.cat(tokens, 1) if tokens else None,
-        (*joined, torch.cat(masks, 1) if masks else None) if joined else None,
+        Attended(torch.cat([a.value for a in found], 1), torch.cat([a.weight for a in found], 1)) if found else None,
     )

@@ -12,17 +12,9 @@ from typing import Any
 from altx.capabilities import Capabilities, MemoryCapabilities, RouterCapabilities, adapted, meet, placed, routed
 from altx.config import MAX_BLOCKS, Block, Body, ComponentRef, Config, ModelConfig, RouterConfig, Sublayer, validate
 from altx.errors import BrokenPlugin, CompositionError, ConfigError
+from altx.joints import IMPLEMENTED, WITH_A_VALUE, misfit
 from altx.registry import Component, Registry, describe
 from altx.spec import FeedForwardSpec, MemorySpec
-
-ATTACH_CLASSES = ("residual", "gate", "controller")
-"""Attach modes that `altx.attach` implements with a class around one mixer."""
-
-IMPLEMENTED = (*ATTACH_CLASSES, "ffn")
-"""Attach modes that this altx has."""
-
-SLOTTED = ("residual", "gate", "controller", "ffn")
-"""Attach modes of memories that read a value for each token, and so can be a sublayer by themselves."""
 
 
 @dataclass(frozen=True)
@@ -182,12 +174,13 @@ class _Resolver:
                 placed.append(memory)
                 memory = None
                 if sublayer.feed_forward:
-                    self.note(f"{placed[-1][0].memory.name} takes the feed-forward's place")
                     continue
             if sublayer.mixer and sublayer.memory:
                 component = self.registry.get("memory", sublayer.memory.name)
                 if self.attach_mode(component, sublayer.attach, f"{where}.attach") == "ffn":
                     memory = Sublayer(memory=sublayer.memory, norm=sublayer.norm), where
+                    if block.sublayers[index + 1 :] and block.sublayers[index + 1].feed_forward:
+                        self.note(f"{component.name} takes the feed-forward's place")
                     sublayer = sublayer.model_copy(update={"memory": None, "attach": None})
             placed.append((sublayer, where))
         return [*placed, memory] if memory else placed
@@ -207,7 +200,7 @@ class _Resolver:
                 raise CompositionError(f"{path}: {memory} must hear what it read, so it only attaches as controller")
             spec = memory.component.spec
             assert isinstance(spec, MemorySpec)
-            if not set(spec.attach) & set(SLOTTED):
+            if not set(spec.attach) & set(WITH_A_VALUE):
                 raise CompositionError(
                     f"{path}: {memory} reads no value for a token, so it is no sublayer by itself",
                     hint=f"attach it to a mixer: it attaches as {', '.join(spec.attach)}",
@@ -259,24 +252,9 @@ class _Resolver:
         memory = self.memory(body.memory, f"{path}.memory")
         self.once(part, ("residual", "norm"), "a memory is attached to it")
         attach = self.attach_mode(memory.component, body.attach, f"{path}.attach")
-        if attach == "ffn":
-            raise CompositionError(
-                f"{path}.attach: a router's target has no feed-forward slot for {memory}",
-                hint="make the memory a target by itself",
-            )
-        if attach == "controller":
-            if not part.capabilities.steps:
-                raise CompositionError(
-                    f"{path}.attach: {part} cannot be fed one token at a time, so it is no controller of {memory}",
-                    hint="use attach residual or gate, or a mixer that streams by token (mamba, attention, ...)",
-                )
-            if not memory.capabilities.steps:
-                raise CompositionError(
-                    f"{path}.attach: {memory} cannot be fed one token at a time, so it has no controller",
-                    hint="use attach residual or gate",
-                )
-        elif _memory_capabilities(memory).feedback:
-            raise CompositionError(f"{path}.attach: {memory} must hear what it read, so it only attaches as controller")
+        holds = _memory_capabilities(memory)
+        if problem := misfit(attach, (str(part), part.capabilities), branch.adapters, (str(memory), holds)):
+            raise CompositionError(f"{path}.attach: {problem[0]}", hint=problem[1])
         both = meet([branch.capabilities, memory.capabilities])
         return Branch(part, memory, attach, (), False, branch.adapters, False, norm, both)
 

@@ -21,6 +21,28 @@ ATTACH_MODES = ("residual", "gate", "context", "kv", "tokens", "controller", "ff
 
 
 @dataclass(frozen=True, kw_only=True)
+class Heads:
+    """What an attention layer hands to a memory for each token, as one vector: queries, keys and values, end to end.
+
+    Args:
+        query: heads H that ask.
+        kv: heads G with keys and values; G divides H, head h belongs to group h // (H // G).
+        key_dim: width of a query and of a key.
+        value_dim: width of a value.
+    """
+
+    query: int
+    kv: int
+    key_dim: int
+    value_dim: int
+
+    @property
+    def width(self) -> int:
+        """Of the vector."""
+        return self.query * self.key_dim + self.kv * (self.key_dim + self.value_dim)
+
+
+@dataclass(frozen=True, kw_only=True)
 class BuildContext:
     """What a component's build function is told about its place in the model.
 
@@ -30,6 +52,7 @@ class BuildContext:
         num_layers: number of blocks.
         num_targets: for a router, how many targets it chooses among; else 0.
         exported: names that earlier layers export.
+        heads: for a memory attached as "kv", what the attention hands to it; else None.
     """
 
     dim: int
@@ -37,6 +60,7 @@ class BuildContext:
     num_layers: int = 1
     num_targets: int = 0
     exported: frozenset[str] = frozenset()
+    heads: Heads | None = None
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ class Subject:
         blueprint: a small model that contains it, or None.
         compose: what builds that model; a test of the kit may pass a wrong one.
         memory: makes the bare memory, if the subject is one.
+        width: of what the bare memory is fed, where that is not `dim`.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Subject:
     blueprint: Blueprint | None = None
     compose: Callable[[Blueprint], Model] = build_model
     memory: Callable[[], Memory] | None = None
+    width: int | None = None
 
 
 def agitate(module: nn.Module, seed: int = SEED) -> nn.Module:

@@ -1,14 +1,40 @@
-"""The plain mixer that memories and routers are checked with, so that a fault found is their own."""
+"""The plain parts that others are checked with, so that a fault found is their own."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from altx.capabilities import Capabilities
+from altx.capabilities import Capabilities, MemoryCapabilities
 from altx.context import Context
 from altx.layer import FRESH, Layer, Output, advanced
+from altx.layout import append
+from altx.memory import Memory, Read, attended, split_heads
+from altx.spec import Heads
 from altx.state import Leaf, State
+
+
+class SelfAttention(Layer):
+    """Attention of each token to itself, and to what a memory adds: that memory's "kv" by itself."""
+
+    capabilities = Capabilities(bidirectional=True, packing=True, accepts_kv=True)
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.hands = Heads(query=2, kv=1, key_dim=dim // 4, value_dim=dim // 2)
+        self.input = nn.Linear(dim, self.hands.width)
+        self.output = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, ctx: Context = FRESH, state: State | None = None) -> Output:
+        assert self.hands is not None
+        q, k, v = split_heads(self.input(x), self.hands)
+        q = q * self.hands.key_dim**-0.5
+        y = v.expand(-1, -1, self.hands.query, -1)
+        if ctx.recall and x.shape[1]:
+            far = ctx.recall(q, k, v, ctx)
+            share = torch.sigmoid(far.weight - (q * k).sum(-1))[..., None].to(y.dtype)
+            y = y + share * (far.value - y)
+        return Output(self.output(y.flatten(2)), state)
 
 
 class MovingAverage(Layer):
@@ -42,3 +68,46 @@ class MovingAverage(Layer):
             outputs.append(h)
         y = torch.stack(outputs, 1) + x if outputs else x
         return Output(y, start.replace(h=h, seen=advanced(start.seen, x, ctx)) if state else None)
+
+
+class Ledger(Memory):
+    """Holds every key and value of its document: an attention that sees itself alone sees all with it."""
+
+    capabilities = MemoryCapabilities(growth="linear", rollback="snapshot", compiles=False)
+
+    def __init__(self, heads: Heads) -> None:
+        super().__init__()
+        self.heads = heads
+
+    def init_state(
+        self,
+        batch: int,
+        *,
+        capacity: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> State:
+        held = torch.zeros(batch, capacity or 0, self.heads.width, device=device, dtype=dtype)
+        first = torch.zeros(batch, dtype=torch.int64, device=device)
+        spec = {"held": Leaf(seq_dim=1, kind="kv"), "first": Leaf(kind="counter")}
+        return State({"held": held, "first": first}, spec, seen=first)
+
+    def _first(self, state: State, ctx: Context) -> Tensor:
+        """(B,) where the document of the one token starts."""
+        assert state.seen is not None
+        if ctx.reset is None:
+            return state["first"]
+        begins = ctx.reset if ctx.mask is None else ctx.reset & ctx.mask
+        return torch.where(begins.any(1), state.seen, state["first"])
+
+    def read(self, q: Tensor, state: State, ctx: Context = FRESH) -> tuple[Read, State]:
+        assert q.shape[1] <= 1 and state.seen is not None, "chunk 1"
+        slot = torch.arange(state["held"].shape[1], device=q.device)
+        there = (slot >= self._first(state, ctx)[:, None]) & (slot < state.seen[:, None])
+        _, k, v = split_heads(state["held"], self.heads)
+        return Read(attended=attended(split_heads(q, self.heads)[0], k[:, None], v[:, None], there[:, None])), state
+
+    def write(self, u: Tensor, state: State, ctx: Context = FRESH) -> tuple[State, dict[str, Tensor]]:
+        assert state.seen is not None
+        held = append(state["held"], u, state.seen, ctx.mask)
+        return state.replace(held=held, first=self._first(state, ctx), seen=advanced(state.seen, u, ctx)), {}

@@ -6,6 +6,7 @@ import functools
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,18 @@ from altx.capabilities import MemoryCapabilities
 from altx.compose import attach, build_branch, build_part
 from altx.config import ComponentRef, ModelConfig, validate
 from altx.errors import AltxError, ConfigError
+from altx.joints import IN_A_LAYER, WITH_A_VALUE
 from altx.layer import Layer
 from altx.memory import Memory
 from altx.model import Model
-from altx.resolve import ATTACH_CLASSES, SLOTTED, Blueprint, Part, resolve, resolve_part
+from altx.resolve import Blueprint, Part, resolve, resolve_part
 from altx.routed import Routed
 from altx.router import Router
-from altx.spec import BuildContext, MemorySpec
+from altx.spec import BuildContext, Heads, MemorySpec
 from altx.testing import basics, batching, graphs, learning, memories, streaming
 from altx.testing.case import Case, Subject
 from altx.testing.check import REGISTERED, Check, Failure, ordered
-from altx.testing.partners import MovingAverage
+from altx.testing.partners import MovingAverage, SelfAttention
 from altx.testing.result import Result
 
 assert basics and streaming and batching and graphs and memories and learning, "importing a module registers its checks"
@@ -109,12 +111,12 @@ def _memory_subjects(name: str, part: Part, dim: int, ref: ComponentRef, plugins
     assert isinstance(spec, MemorySpec)
     ctx = BuildContext(dim=dim, num_layers=2)
 
-    def memory() -> Memory:
-        return build_part(part, ctx, Memory)
+    def memory(heads: Heads | None = None) -> Memory:
+        return build_part(part, replace(ctx, heads=heads), Memory)
 
     feedback = isinstance(part.capabilities, MemoryCapabilities) and part.capabilities.feedback
     found = []
-    if not feedback and set(spec.attach) & set(SLOTTED):
+    if not feedback and set(spec.attach) & set(WITH_A_VALUE):
         for causal in (True, False):
             if not (part.capabilities.causal if causal else part.capabilities.bidirectional):
                 continue
@@ -122,10 +124,22 @@ def _memory_subjects(name: str, part: Part, dim: int, ref: ComponentRef, plugins
             label = name if causal else f"{name}[encoder]"
             found.append(Subject(label, _builder(blueprint), dim, causal, blueprint, memory=memory))
     for mode in spec.attach:
-        if mode in ATTACH_CLASSES:
+        if mode == "kv":
+            found.append(_kv_subject(f"{name}[kv]", dim, memory))
+        elif mode in IN_A_LAYER:
             attached = functools.partial(lambda mode: attach(mode, MovingAverage(dim), memory(), dim), mode)
             found.append(Subject(f"{name}[{mode}]", attached, dim))
     return found
+
+
+def _kv_subject(label: str, dim: int, memory: Callable[[Heads | None], Memory]) -> Subject:
+    def attached() -> Layer:
+        mixer = SelfAttention(dim)
+        return attach("kv", mixer, memory(mixer.hands), dim)
+
+    heads = SelfAttention(dim).hands
+    assert heads
+    return Subject(label, attached, dim, memory=lambda: memory(heads), width=heads.width)
 
 
 def _router_subjects(name: str, part: Part, dim: int, ref: ComponentRef, plugins: registry.Registry) -> list[Subject]:

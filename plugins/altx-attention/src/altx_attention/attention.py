@@ -11,11 +11,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from altx.spec import BuildContext
+from altx.memory import Attended
+from altx.spec import BuildContext, Heads
 from altx_attention.cache import GrowingCache, WindowCache
-from altx_attention.cached import CachedAttention, Places
+from altx_attention.cached import CachedAttention, Places, Recall
 from altx_attention.config import AttentionConfig
 from altx_attention.initial import as_in_gpt2
+from altx_attention.joined import joined
 from altx_attention.kernels.rotary import rotary
 from altx_attention.kernels.softmax_attention import attention
 from altx_attention.norm import RMSNorm
@@ -73,6 +75,8 @@ class Attention(CachedAttention):
         self.rope_theta = rope_theta
         self.window = window
         self.scale = scale
+        self.scale_of_scores = head_dim**-0.5 if scale is None else scale
+        self.hands = Heads(query=heads, kv=kv_heads, key_dim=head_dim, value_dim=head_dim)
         self.softcap = softcap
         self.gate = gate
         self.q_proj = nn.Linear(dim, heads * head_dim * (2 if gate else 1), bias=bias)
@@ -90,7 +94,9 @@ class Attention(CachedAttention):
         else:
             self.q_norm = self.k_norm = None
 
-    def project(self, x: Tensor, position: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
+    def project(
+        self, x: Tensor, position: Tensor, recall: Recall | None = None
+    ) -> tuple[list[Tensor], dict[str, Tensor], Attended | None]:
         """Queries (B, T, H, D) and the gate (B, T, H * D) if there is one; keys and values (B, T, G, D)."""
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x).unflatten(-1, (-1, self.head_dim))
         gate = []
@@ -101,17 +107,22 @@ class Attention(CachedAttention):
         q, k = (t.unflatten(-1, (-1, self.head_dim)) for t in (q, k))
         if self.q_norm is not None and self.k_norm is not None and self.norms_heads:
             q, k = self.q_norm(q), self.k_norm(k)
+        # A memory's keys have no positions: they are found by content (Wu et al. 2022, arXiv:2203.08913, section 3.1).
+        far = recall(q * self.scale_of_scores, k, v) if recall else None
         if self.rotated:
             turn = turns(position, self.rotated, self.rope_theta, x.dtype)
             q, k = rotary(q, *turn), rotary(k, *turn)
-        return [q, *gate], {"k": k, "v": v}
+        return [q, *gate], {"k": k, "v": v}, far
 
-    def attend(self, queries: list[Tensor], slots: Mapping[str, Tensor], where: Places) -> Tensor:
+    def attend(self, queries: list[Tensor], slots: Mapping[str, Tensor], where: Places, far: Attended | None) -> Tensor:
         q, *gate = queries
-        y = attention(
-            q, slots["k"], slots["v"], window=self.window, scale=self.scale, softcap=self.softcap, sinks=self.sinks,
-            **where,
-        ).flatten(2)  # fmt: skip
+
+        def near(v: Tensor, sinks: Tensor | None) -> Tensor:
+            return attention(
+                q, slots["k"], v, window=self.window, scale=self.scale, softcap=self.softcap, sinks=sinks, **where
+            )
+
+        y = (near(slots["v"], self.sinks) if far is None else joined(near, slots["v"], self.sinks, far)).flatten(2)
         return self.o_proj(y * torch.sigmoid(gate[0]) if gate else y)  # type: ignore[no-any-return]
 
 

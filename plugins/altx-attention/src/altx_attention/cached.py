@@ -6,7 +6,7 @@ B rows, T tokens, S slots.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TypedDict
 
 import torch
@@ -15,10 +15,14 @@ from torch import Tensor
 from altx.context import Context
 from altx.errors import UnsupportedContext
 from altx.layer import FRESH, Layer, Output
-from altx.masking import real_first
+from altx.masking import RealFirst, real_first
+from altx.memory import Attended
 from altx.state import State
 from altx_attention.cache import GrowingCache, WindowCache
 from altx_attention.documents import places
+
+Recall = Callable[[Tensor, Tensor, Tensor], Attended]
+"""What a memory holds for queries, keys and values of each row's tokens, real ones first."""
 
 
 class Places(TypedDict):
@@ -42,12 +46,15 @@ class CachedAttention(Layer):
         self.cache = cache
 
     @abstractmethod
-    def project(self, x: Tensor, position: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """What tokens x (B, T, ...) at `position` (B or 1, T) ask with, and what they leave in the cache, by name."""
+    def project(
+        self, x: Tensor, position: Tensor, recall: Recall | None = None
+    ) -> tuple[list[Tensor], dict[str, Tensor], Attended | None]:
+        """What tokens x (B, T, ...) at `position` (B or 1, T) ask with, and what they leave in the cache, by name; and
+        what a memory recalls for them, where there is one to ask."""
 
     @abstractmethod
-    def attend(self, queries: list[Tensor], slots: Mapping[str, Tensor], where: Places) -> Tensor:
-        """(B, T, dim) from both; `slots` are (B, S, ...)."""
+    def attend(self, queries: list[Tensor], slots: Mapping[str, Tensor], where: Places, far: Attended | None) -> Tensor:
+        """(B, T, dim) from all of it; `slots` are (B, S, ...)."""
 
     def init_state(
         self,
@@ -70,7 +77,7 @@ class CachedAttention(Layer):
             return Output(x, state)
         tokens = real_first(x, ctx)
         stand = places(tokens, ctx, state.seen if state else None, self.cache.document(state) if state else None)
-        queries, leaves = self.project(tokens.x, stand.position)
+        queries, leaves, far = self.project(tokens.x, stand.position, _asked(ctx, tokens))
         where = Places(causal=ctx.causal, offset=None, document=stand.document, slot_document=stand.document)
         if state is not None:
             assert stand.document is not None
@@ -81,4 +88,13 @@ class CachedAttention(Layer):
             # Masked tokens come last, where those that look back only do not see them.
             document = stand.index.expand(len(x), -1) * 0 if stand.document is None else stand.document
             where["document"], where["slot_document"] = document, document.where(tokens.mask, -1)
-        return Output(tokens.restore(self.attend(queries, leaves, where)), state)
+        return Output(tokens.restore(self.attend(queries, leaves, where, far)), state)
+
+
+def _asked(ctx: Context, tokens: RealFirst) -> Recall | None:
+    """The memory that the context brings, for tokens in their new order."""
+    recall = ctx.recall
+    if recall is None:
+        return None
+    here = ctx.replace(mask=tokens.mask, reset=tokens.reset, positions=None, recall=None)
+    return lambda q, k, v: recall(q, k, v, here)

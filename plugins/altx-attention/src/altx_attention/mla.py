@@ -11,9 +11,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from altx.memory import Attended
 from altx.spec import BuildContext
 from altx_attention.cache import GrowingCache
-from altx_attention.cached import CachedAttention, Places
+from altx_attention.cached import CachedAttention, Places, Recall
 from altx_attention.kernels.rotary import rotary
 from altx_attention.kernels.softmax_attention import attention
 from altx_attention.mla_config import LatentAttentionConfig
@@ -89,7 +90,7 @@ class LatentAttention(CachedAttention):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def attend(self, queries: list[Tensor], slots: Mapping[str, Tensor], where: Places) -> Tensor:
+    def attend(self, queries: list[Tensor], slots: Mapping[str, Tensor], where: Places, far: Attended | None) -> Tensor:
         attend = self._absorbed if self._few(queries[0].shape[1]) else self._expanded
         return self.o_proj(attend(queries[0], slots["latent"], where).flatten(2))  # type: ignore[no-any-return]
 
@@ -101,7 +102,9 @@ class LatentAttention(CachedAttention):
         """
         return count * (2 * self.rank - self.nope - self.value) <= self.rank * (self.nope + self.value)
 
-    def project(self, x: Tensor, position: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
+    def project(
+        self, x: Tensor, position: Tensor, recall: Recall | None = None
+    ) -> tuple[list[Tensor], dict[str, Tensor], Attended | None]:
         """Queries (B, T, H, N + P) and the latents (B, T, R + P), both rotated."""
         q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x))) if self.compresses_queries else self.q_proj(x)
         q = q.unflatten(-1, (self.heads, -1))
@@ -111,7 +114,7 @@ class LatentAttention(CachedAttention):
             turn = turns(position, self.rope, self.rope_theta, x.dtype)
             q = rotary(q, *turn, first=self.nope, interleave=self.interleave)
             latent = rotary(latent[:, :, None], *turn, first=self.rank, interleave=self.interleave)[:, :, 0]
-        return [q], {"latent": latent}
+        return [q], {"latent": latent}, None
 
     def _expanded(self, q_BTHK: Tensor, latent: Tensor, where: Places) -> Tensor:
         """(B, T, H, V) with the keys and values of every head and slot."""
