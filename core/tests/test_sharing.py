@@ -8,10 +8,11 @@ import pytest
 import torch
 from toy_plugin import Sharer
 
-from altx import checkpoint
+from altx import checkpoint, recipe
 from altx.capabilities import Capabilities, meet, placed
 from altx.compose import build, compose
 from altx.layer import FRESH, Layer
+from altx.measure import branch_layers, layer_costs
 from altx.pieces import in_pieces
 from altx.registry import Registry
 from altx.resolve import resolve
@@ -78,6 +79,15 @@ def test_exports_of_a_long_sequence_are_those_of_all_its_pieces() -> None:
         assert out is not None
         assert torch.equal(out.exports["first_input"], x)
         assert difference(out.y, layer(x).y) < 1e-5
+
+
+def test_layers_that_share_are_measured_one_by_one(toy: Registry) -> None:
+    blueprint = resolve(recipe.load({"dim": 16, "mixer": "2*sharer", "feed_forward": "none"}), toy)
+    shared: dict[str, torch.Tensor] = {}
+    found = [
+        layer_costs(layer, 16, 8, shared) for _, _, layer in branch_layers(build(blueprint, device="meta"), blueprint)
+    ]
+    assert found[0].flops_per_token < found[1].flops_per_token and shared["first_input"].shape == (1, 8, 16)
 
 
 def test_a_shared_name_becomes_one_that_is_provided_or_required() -> None:

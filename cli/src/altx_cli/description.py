@@ -71,13 +71,15 @@ def _rows(model: Model, blueprint: Blueprint) -> list[dict[str, Any]]:
     from altx.measure import branch_layers, layer_costs
 
     measured: dict[Any, dict[str, Any]] = {}
+    shared: dict[str, Any] = {}
+    length = min(64, model.capabilities.max_len or 64)
     blocks: list[list[dict[str, Any]]] = [[] for _ in blueprint.blocks]
     for block, sublayer, layer in branch_layers(model, blueprint):
         branch = blueprint.blocks[block][sublayer]
         shapes = tuple((name, tuple(p.shape)) for name, p in layer.named_parameters())
         key = (_identity(branch), shapes)
         if key not in measured:
-            cost = _measured(layer_costs, layer, blueprint.config.dim)
+            cost = _measured(layer_costs, layer, blueprint.config.dim, length, shared)
             measured[key] = {
                 "sublayer": sublayer,
                 "component": label(branch),

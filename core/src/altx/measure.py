@@ -88,14 +88,20 @@ def costs(model: Model, length: int = 64) -> Costs:
     return Costs(num_parameters(model), state, growth, count_flops(lambda: model(inputs)) / length)
 
 
-def layer_costs(layer: Layer, dim: int, length: int = 64) -> Costs:
-    """Costs of one layer by itself."""
+def layer_costs(layer: Layer, dim: int, length: int = 64, shared: dict[str, Tensor] | None = None) -> Costs:
+    """Costs of one layer by itself.
+
+    Args:
+        shared: what earlier layers exported over `length` tokens; receives what this one exports.
+    """
+    shared = {} if shared is None else shared
     length = min(length, layer.capabilities.max_len or length)
     weight = next(layer.parameters(), torch.empty(0))
     x = torch.zeros(1, length, dim, device=weight.device, dtype=weight.dtype)
-    ctx = FRESH.replace(causal=layer.capabilities.causal)
+    ctx = FRESH.replace(causal=layer.capabilities.causal, shared=dict(shared))
     state, growth = state_growth(layer)
-    return Costs(num_parameters(layer), state, growth, count_flops(lambda: layer(x, ctx)) / length)
+    flops = count_flops(lambda: shared.update(layer(x, ctx).exports))
+    return Costs(num_parameters(layer), state, growth, flops / length)
 
 
 def example_inputs(model: Model, batch: int, length: int, generator: torch.Generator | None = None) -> Tensor:
