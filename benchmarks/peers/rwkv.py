@@ -11,7 +11,7 @@ import contextlib
 import torch
 from torch import Tensor, nn
 
-from benchmarks.peers import Case, layer
+from peers import Case, layer
 
 NAMES = {"time_mix_k": "time_mix_key", "time_mix_v": "time_mix_value", "time_mix_r": "time_mix_receptance"}
 
