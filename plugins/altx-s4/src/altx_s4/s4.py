@@ -66,9 +66,9 @@ class DPLRKernel(nn.Module):
 
         Source: arXiv:2111.00396, equation 3 and appendix C.2.
         """
-        A, B, P = (
-            z.repeat(len(self.inv_dt) // len(z), 1, 1) for z in (self.A(), wide(self.B[0]).mT, wide(self.P[0]).mT)
-        )
+        A, B, P = self.A(), wide(self.B[0]).mT.contiguous(), wide(self.P[0]).mT.contiguous()
+        if len(A) < len(self.inv_dt):
+            A, B, P = (z.repeat(len(self.inv_dt) // len(z), 1, 1) for z in (A, B, P))
         dt = wide(self.inv_dt).exp()[:, None]
         M = halfway(A, dt)
         v = 2 * times(conjugate(P), M)
@@ -132,7 +132,8 @@ class S4(StateSpace):
 
 def inner(v: Tensor, z: Tensor) -> Tensor:
     """Re(sum_n v_n z_n): (..., 2, N) to (..., 1, 1)."""
-    return times(v, z)[..., :1, :].sum(-1, keepdim=True)
+    (vr, vi), (zr, zi) = v.unbind(-2), z.unbind(-2)
+    return (vr * zr - vi * zi).sum(-1)[..., None, None]
 
 
 def build(config: S4Config, ctx: BuildContext) -> Layer:

@@ -92,7 +92,7 @@ class S4D(StateSpace):
     def systems(self) -> list[System]:
         """The coefficients of the state space, or of both."""
         rate, gain = self.discretize(self.kernel.A(), wide(self.kernel.log_dt).exp()[:, None])
-        C = 2 * wide(self.kernel.C).mT
+        C = 2 * wide(self.kernel.C).mT.contiguous()
         return [System(rate, times(one, gain)) for one in (C if self.bidirectional else C[None])]
 
     def sequence(self, batch: RealFirst, state: Tensor | None) -> tuple[Tensor, Tensor]:
