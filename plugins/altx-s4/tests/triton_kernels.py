@@ -7,6 +7,7 @@ where one needs more shared memory than there is, or keeps registers in memory.
 
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -47,7 +48,7 @@ def compile_() -> int:
 
     from altx_kernels.gpu import compiling
 
-    wrong = found = 0
+    jobs: list[tuple[Any, int]] = []
     for dtype in (torch.bfloat16, torch.float32):
         # bfloat16 stands for batches with everything, float32 for plain ones.
         options = ("state", "reset", "lengths") if dtype == torch.bfloat16 else ()
@@ -64,13 +65,18 @@ def compile_() -> int:
                 y, last = module.FORWARD.impl(*call)
                 module.BACKWARD.impl(y, last, *call)
 
-            for launch in compiling.launches(run):
-                for capability, shared in compiling.SHARED.items():
-                    result = compiling.compiled(launch, capability)
-                    bad = result.shared > shared or result.spilled > PARKED
-                    print("WRONG" if bad else "right", form, capability, launch, result, flush=True)
-                    wrong, found = wrong + bad, found + 1
-    return wrong or not found
+            jobs += [(launch, capability) for launch in compiling.launches(run) for capability in compiling.SHARED]
+
+    def wrong(job: tuple[Any, int]) -> bool:
+        launch, capability = job
+        result = compiling.compiled(launch, capability)
+        bad = result.shared > compiling.SHARED[capability] or result.spilled > PARKED
+        print("WRONG" if bad else "right", capability, launch, result, flush=True)
+        return bad
+
+    with ThreadPoolExecutor(2) as pool:
+        bad = list(pool.map(wrong, jobs))
+    return int(any(bad) or not bad)
 
 
 if __name__ == "__main__":
