@@ -129,10 +129,12 @@ class RouterCapabilities(Capabilities):
             or the whole "batch".
         decode: what a router that looks ahead does in a causal model: the "same" (it needs no
             lookahead), use the "argmax" or a trained "predictor", or "forbid".
+        mixes: gives its targets mixtures of tokens, which have no order: its routes have `slots`.
     """
 
     lookahead: Literal["token", "past", "sequence", "batch"] = "token"
     decode: Literal["same", "argmax", "predictor", "forbid"] = "same"
+    mixes: bool = False
 
 
 def meet(parts: Iterable[Capabilities]) -> Capabilities:

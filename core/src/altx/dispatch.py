@@ -25,14 +25,14 @@ class Plan:
     offsets: Tensor
 
     def gather(self, x: Tensor) -> Tensor:
-        """Rows of x (B, T, D) in the plan's order: (P, D)."""
-        return x.reshape(-1, x.shape[-1])[self.token]
+        """Rows of x (B, T, D) in the plan's order: (P, D), 0 in void pairs."""
+        rows = x.reshape(-1, x.shape[-1]).index_select(0, self.token)
+        return rows.masked_fill(~self.valid[:, None], 0)
 
     def combine(self, y: Tensor, batch: int, length: int) -> Tensor:
         """Weighted sum of the targets' outputs y (P, D) per token: (B, T, D)."""
-        weighted = y * self.weight[:, None].to(y.dtype)
         # A void pair's row was computed by nobody, so its content may be anything, NaN included.
-        weighted = weighted.masked_fill(~self.valid[:, None], 0)
+        weighted = y.masked_fill(~self.valid[:, None], 0) * self.weight[:, None].to(y.dtype)
         flat = y.new_zeros(batch * length, y.shape[-1]).index_add(0, self.token, weighted)
         return flat.reshape(batch, length, y.shape[-1])
 

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from altx.context import Context
 from altx.feed_forward_config import TOKENWISE, MLPConfig, SwiGLUConfig
+from altx.grouped import grouped_mm
 from altx.layer import FRESH, Layer, Output
 from altx.routed import TargetBank
 from altx.spec import BuildContext
@@ -72,13 +73,8 @@ class SwiGLUBank(TargetBank):
             nn.init.uniform_(weight, -(weight.shape[1] ** -0.5), weight.shape[1] ** -0.5)
 
     def forward(self, x: Tensor, offsets: Tensor) -> Tensor:
-        bounds = offsets.tolist()
-        pieces = []
-        for index in range(self.n):
-            rows = x[bounds[index] : bounds[index + 1]]
-            pieces.append((F.silu(rows @ self.gate[index]) * (rows @ self.up[index])) @ self.down[index])
-        pieces.append(x.new_zeros(len(x) - bounds[-1], x.shape[1]))
-        return torch.cat(pieces)
+        hidden = F.silu(grouped_mm(x, self.gate, offsets)) * grouped_mm(x, self.up, offsets)
+        return grouped_mm(hidden, self.down, offsets)
 
 
 def build_swiglu(config: SwiGLUConfig, ctx: BuildContext) -> Layer:

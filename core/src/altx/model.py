@@ -84,7 +84,10 @@ class Model(Component):
             UnsupportedContext: if the context asks for what some part cannot honour.
         """
         self._refuse(inputs, ctx, state)
-        out = self.body(self.input(inputs), ctx.replace(causal=self.config.causal), state)
+        ctx = ctx.replace(causal=self.config.causal)
+        if "token_ids" in self.capabilities.requires:
+            ctx = ctx.replace(shared={**ctx.shared, "token_ids": inputs})
+        out = self.body(self.input(inputs), ctx, state)
         x = self.norm(out.y)
         if isinstance(self.config.head, ClassifierHead):
             x = _pool(x, ctx.mask, self.config.head.pool)

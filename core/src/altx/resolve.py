@@ -131,7 +131,7 @@ class _Resolver:
         self.config = config
         self.registry = registry
         self.notes: dict[str, None] = {}
-        self.exports: set[str] = set()
+        self.exports: set[str] = {"token_ids"} if config.input.kind == "tokens" else set()
         names = [ref.name for block in config.blocks for ref in _references(block)]
         if any(":" not in name for name in names):
             # Only with every plugin loaded is it certain that a short name means one thing.
@@ -296,6 +296,11 @@ class _Resolver:
         capabilities = router.capabilities
         if not isinstance(capabilities, RouterCapabilities):
             raise BrokenPlugin(f"{router}: its capabilities must be RouterCapabilities")
+        if capabilities.mixes and any(not target.feed_forward for target in body.targets):
+            raise CompositionError(
+                f"{path}.router: {router} gives its targets mixtures of tokens, which are no sequence",
+                hint="make feed-forwards its targets, or use a router that sends tokens as they are (topk)",
+            )
         looks_ahead = capabilities.lookahead in ("sequence", "batch")
         if self.config.causal and looks_ahead and capabilities.decode in ("same", "forbid"):
             raise CompositionError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Unpack
 
 import torch
@@ -11,8 +12,10 @@ from torch import Tensor, nn
 
 from altx.capabilities import routed
 from altx.context import Context
+from altx.errors import CompositionError
 from altx.layer import FRESH, Component, Layer, Output, StateOptions, advanced, scoped
-from altx.router import Router, Targets
+from altx.layout import compaction, take
+from altx.router import Router, Slots, Targets
 from altx.state import Leaf, State
 
 
@@ -37,8 +40,12 @@ class Routed(Layer):
 
     Args:
         router: the router.
-        targets: a TargetBank, or layers; layers run on the whole row under a mask, so they must honour one.
+        targets: a TargetBank, or layers, which must honour a mask: a layer gets the tokens of its own, side by side,
+            or under torch.compile the whole row under a mask.
         kind: what the targets are, for the router to know.
+
+    Raises:
+        CompositionError: if there is nothing to choose among, or a target cannot have what the router gives it.
     """
 
     def __init__(self, router: Router, targets: TargetBank | Iterable[Layer], kind: str = "experts") -> None:
@@ -48,6 +55,10 @@ class Routed(Layer):
         self.kind = kind
         members = [self.targets] if isinstance(self.targets, TargetBank) else self.layers
         self.n = self.targets.n if isinstance(self.targets, TargetBank) else len(members)
+        if not self.n:
+            raise CompositionError("a router needs targets to choose among, and there are none")
+        if router.capabilities.mixes and any(member.capabilities.growth != "none" for member in members):
+            raise CompositionError("a router that mixes tokens needs targets without a state: mixtures are no sequence")
         self.capabilities = routed(router.capabilities, [member.capabilities for member in members])
 
     @property
@@ -66,6 +77,9 @@ class Routed(Layer):
         batch, length, _ = x.shape
         route = self.router.route(x, Targets(self.n, self.kind), ctx, state.child("router") if state else None)
         losses, metrics = scoped("router", route.losses), scoped("router", route.metrics)
+        if route.slots is not None:
+            y = self._mixed(x, route.slots)
+            return Output(y, _tree(route.state, [], None, None) if state else None, losses, metrics)
         if isinstance(self.targets, TargetBank):
             plan = route.plan()
             y = plan.combine(self.targets(plan.gather(x), plan.offsets), batch, length)
@@ -75,9 +89,10 @@ class Routed(Layer):
         resets, pending = _resets(ctx, chosen, pending)
         before = state.children.get("targets") if state else None
         y, states = torch.zeros_like(x), []
+        longest = _longest(x, ctx, chosen)
         for index, layer in enumerate(self.layers):
             here = ctx.and_mask(chosen[index]).replace(reset=None if resets is None else resets[index])
-            out = layer(x, here, before.child(str(index)) if before else None)
+            out = _side_by_side(layer, x, here, before.child(str(index)) if before else None, longest[index])
             # What a layer returns at masked tokens is unspecified, so it must not be multiplied by 0.
             y = y + torch.where(chosen[index, ..., None], out.y, 0) * weights[index, ..., None].to(x.dtype)
             states.append(out.state)
@@ -87,6 +102,56 @@ class Routed(Layer):
             return Output(y, None, losses, metrics)
         seen = None if state.seen is None else advanced(state.seen, x, ctx)
         return Output(y, _tree(route.state, states, pending, seen), losses, metrics)
+
+    def _mixed(self, x: Tensor, slots: Slots) -> Tensor:
+        """What the targets make of mixtures of tokens: (B, T, D)."""
+        batch, n, count, _ = slots.dispatch.shape
+        mixtures = torch.einsum("bnst,btd->nbsd", slots.dispatch.to(x.dtype), x)
+        if isinstance(self.targets, TargetBank):
+            offsets = torch.arange(n + 1, device=x.device) * (batch * count)
+            y = self.targets(mixtures.flatten(0, 2), offsets).view_as(mixtures)
+        else:
+            ctx = Context(causal=False)
+            y = torch.stack([layer(rows, ctx).y for layer, rows in zip(self.layers, mixtures, strict=True)])
+        return torch.einsum("bnst,nbsd->btd", slots.combine.to(y.dtype), y)
+
+
+def _longest(x: Tensor, ctx: Context, chosen: Tensor) -> list[int]:
+    """Tokens that each target has in its longest row; the whole length where they cannot be laid side by side.
+
+    Asks the device once for all targets, which costs less than what they would do in vain; a graph that is traced
+    cannot, and packed sequences or edges between tokens say where these are.
+    """
+    length = x.shape[1]
+    if length < 2 or torch.compiler.is_compiling() or x.is_meta or (ctx.cu_seqlens, ctx.graph, ctx.grid) != (None,) * 3:
+        return [length] * len(chosen)
+    counts = chosen.sum(-1)
+    longest: list[int] = counts.amax(1).tolist() if counts.shape[1] else [length] * len(chosen)
+    return longest
+
+
+def _side_by_side(layer: Layer, x: Tensor, ctx: Context, state: State | None, longest: int) -> Output:
+    """The layer on the real tokens of x only, at most `longest` in a row; its y is (B, T, D) all the same."""
+    out: Output
+    if longest == x.shape[1]:
+        out = layer(x, ctx, state)
+        return out
+    assert ctx.mask is not None
+    order, back = compaction(ctx.mask)
+    count = max(longest, 1)  # No layer is asked to do nothing.
+    order = order[:, :count]
+    mask = take(ctx.mask, order)
+    few = ctx.replace(
+        mask=mask,
+        positions=None if ctx.positions is None else take(ctx.positions, order),
+        reset=None if ctx.reset is None else take(ctx.reset & ctx.mask, order),
+        shared={name: take(value, order) for name, value in ctx.shared.items()},
+    )
+    if x.shape[0] == 1 and longest:
+        # One row has no padding, and many layers are faster without a mask.
+        few = few.replace(mask=None)
+    out = layer(take(x, order), few, state)
+    return replace(out, y=take(out.y, back.clamp(max=count - 1)))
 
 
 def _resets(ctx: Context, chosen: Tensor, pending: Tensor | None) -> tuple[Tensor | None, Tensor | None]:

@@ -34,10 +34,23 @@ class Targets:
 
 
 @dataclass(frozen=True)
+class Slots:
+    """A decision without a choice: each target gets S mixtures of every row's tokens. Both carry the gradient.
+
+    Args:
+        dispatch: (B, n, S, T) shares of the tokens in a slot.
+        combine: (B, n, S, T) what a slot's output is multiplied by for each token.
+    """
+
+    dispatch: Tensor
+    combine: Tensor
+
+
+@dataclass(frozen=True)
 class Route:
     """A decision. Each of P pairs sends one token to one target; `weight` carries the gradient.
 
-    Token choice has P = B*T*K, target choice P = B*n*C.
+    Token choice has P = B*T*K, target choice P = B*n*C. With `slots` there are no pairs.
 
     Args:
         n: number of targets.
@@ -47,6 +60,7 @@ class Route:
         losses: unscaled auxiliary losses, over real tokens only.
         metrics: detached; "load" (n,) counts the tokens sent to each target.
         state: the router's advanced state, if it has one.
+        slots: of a router whose capabilities say `mixes`.
     """
 
     n: int
@@ -56,6 +70,7 @@ class Route:
     losses: Mapping[str, Tensor] = field(default_factory=dict)
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
     state: State | None = None
+    slots: Slots | None = None
 
     def plan(self) -> dispatch.Plan:
         """The sorted plan that serves grouped matmul and stateful targets alike."""

@@ -4,4 +4,11 @@ from altx.testing import conformance
 
 test_topk = conformance("topk")
 test_topk_sigmoid_with_bias = conformance("topk", config={"score": "sigmoid", "bias_rate": 0.001})
+test_topk_shared = conformance("topk", config={"k": 1, "renormalise": False, "shared": 1, "scale": 2.5})
+test_switch = conformance("switch")
 test_expert_choice = conformance("expert-choice")
+test_sinkhorn = conformance("sinkhorn")
+test_base = conformance("base")
+test_hash = conformance("hash")
+test_soft = conformance("soft")
+test_mixture_of_depths = conformance("mixture-of-depths", config={"capacity": 0.5})

@@ -118,7 +118,7 @@ def test_modules_and_bank_agree_with_a_dense_loop(name, masked):
         out = Routed(router, targets)(x, ctx)
         torch.testing.assert_close(out.y[mask], wanted[mask], rtol=1e-10, atol=1e-10)
         torch.testing.assert_close(out.metrics["router.load"].double(), (weights > 0).sum((0, 1)).double())
-        assert int(out.metrics["router.dropped"]) == int((mask & (weights == 0).all(-1)).sum())
+        assert int(out.metrics["router.no_target"]) == int((mask & (weights == 0).all(-1)).sum())
 
 
 @pytest.mark.parametrize("name", ROUTERS)
@@ -185,7 +185,7 @@ def test_dead_targets_are_never_chosen_even_when_fewer_than_k_live(make):
         assert route.weight.isfinite().all() and not route.weight[route.target < 0].any()
         assert all(loss.isfinite() for loss in route.losses.values())
         if not any(alive):
-            assert int(route.metrics["dropped"]) == 21
+            assert int(route.metrics["no_target"]) == 21
 
 
 def test_the_bias_rises_where_the_load_is_low_and_only_picks():

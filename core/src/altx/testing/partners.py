@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Unpack
+
 import torch
 from torch import Tensor, nn
 
 from altx.capabilities import Capabilities, MemoryCapabilities
 from altx.context import Context
-from altx.layer import FRESH, Layer, Output, advanced
+from altx.layer import FRESH, Layer, Output, StateOptions, advanced
 from altx.layout import append
 from altx.memory import Memory, Read, attended, split_heads
 from altx.spec import Heads
@@ -111,3 +114,20 @@ class Ledger(Memory):
         assert state.seen is not None
         held = append(state["held"], u, state.seen, ctx.mask)
         return state.replace(held=held, first=self._first(state, ctx), seen=advanced(state.seen, u, ctx)), {}
+
+
+class Numbered(Layer):
+    """The layer inside, told token numbers that are made of the tokens, and so go wherever these go."""
+
+    def __init__(self, inner: Layer) -> None:
+        super().__init__()
+        self.inner = inner
+        self.capabilities = replace(inner.capabilities, requires=frozenset())
+
+    def init_state(self, batch: int, **options: Unpack[StateOptions]) -> State | None:
+        return self.inner.init_state(batch, **options)
+
+    def forward(self, x: Tensor, ctx: Context = FRESH, state: State | None = None) -> Output:
+        numbers = (x[..., 0].float().nan_to_num() * 8).round().long()
+        out: Output = self.inner(x, ctx.replace(shared={**ctx.shared, "token_ids": numbers}), state)
+        return out

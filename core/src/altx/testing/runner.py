@@ -26,7 +26,7 @@ from altx.spec import BuildContext, Heads, MemorySpec
 from altx.testing import basics, batching, graphs, learning, memories, streaming
 from altx.testing.case import Case, Subject
 from altx.testing.check import REGISTERED, Check, Failure, ordered
-from altx.testing.partners import MovingAverage, SelfAttention
+from altx.testing.partners import MovingAverage, Numbered, SelfAttention
 from altx.testing.result import Result
 
 assert basics and streaming and batching and graphs and memories and learning, "importing a module registers its checks"
@@ -147,18 +147,23 @@ def _router_subjects(name: str, part: Part, dim: int, ref: ComponentRef, plugins
         "router": ref.model_dump(),
         "targets": [{"feed_forward": {"name": "altx:swiglu", "hidden": 8}, "repeat": 4}],
     }
+
+    def numbered(make: Callable[[], Layer]) -> Callable[[], Layer]:
+        """With the tokens' numbers, if it wants them: a layer by itself has none."""
+        return (lambda: Numbered(make())) if "token_ids" in part.capabilities.requires else make
+
     found = []
     for causal in (True, False):
         if not (part.capabilities.causal if causal else part.capabilities.bidirectional):
             continue
         blueprint = _blueprint(body, dim, causal, plugins)
         label = name if causal else f"{name}[encoder]"
-        found.append(Subject(label, _builder(blueprint), dim, causal, blueprint))
+        found.append(Subject(label, numbered(_builder(blueprint)), dim, causal, blueprint))
     if part.capabilities.causal:
         many = BuildContext(dim=dim, num_layers=2, num_targets=3)
         mixers = Subject(
             f"{name}[mixers]",
-            lambda: Routed(build_part(part, many, Router), [MovingAverage(dim) for _ in range(3)], "mixers"),
+            numbered(lambda: Routed(build_part(part, many, Router), [MovingAverage(dim) for _ in range(3)], "mixers")),
             dim,
         )
         found.append(mixers)

@@ -1,4 +1,4 @@
-"""Configs and capabilities of `topk` and `expert-choice`."""
+"""Configs and capabilities of the routers."""
 
 from __future__ import annotations
 
@@ -11,17 +11,36 @@ from altx.capabilities import RouterCapabilities
 from altx.config import RouterConfig
 
 
-class TopKConfig(RouterConfig):
+class BalancedConfig(RouterConfig):
+    """Config of a router with the auxiliary losses of token choice."""
+
+    balance_weight: float = Field(0.01, ge=0, description="recommended weight of the load-balance loss")
+    z_weight: float = Field(0.001, ge=0, description="recommended weight of the z-loss, which keeps logits small")
+
+    @property
+    def losses(self) -> dict[str, float]:
+        """Recommended weights of the losses that are computed."""
+        weights = {"balance": self.balance_weight, "z": self.z_weight}
+        return {name: weight for name, weight in weights.items() if weight}
+
+
+class TopKConfig(BalancedConfig):
     """Config of `topk`."""
 
-    k: int = Field(2, gt=0, description="targets per token")
-    score: Literal["softmax", "sigmoid"] = Field("softmax", description="from the gate's logits to scores")
+    k: int = Field(2, gt=0, description="targets per token, beside the shared ones")
+    score: Literal["softmax", "sigmoid"] = Field(
+        "softmax",
+        description="from the gate's logits to scores; a softmax after the top-k is softmax with renormalise",
+    )
     renormalise: bool = Field(True, description="make the weights of a token's k targets add up to 1")
+    scale: float = Field(1.0, gt=0, description="what the weights are multiplied by in the end; 2.5 in DeepSeek-V3")
+    shared: int = Field(0, ge=0, description="that many of the targets, the first, serve every token with weight 1")
+    groups: int = Field(1, gt=0, description="neighbouring targets form so many groups; 8 in DeepSeek-V3")
+    groups_used: int = Field(1, gt=0, description="groups in which a token's targets lie; 4 in DeepSeek-V3")
+    noise: bool = Field(False, description="while training, logits get noise of a learned size (Shazeer et al. 2017)")
     bias_rate: float = Field(
         0.0, ge=0, description="step of the bias that balances without a loss; 0.001 in DeepSeek-V3, 0 for none"
     )
-    balance_weight: float = Field(0.01, ge=0, description="recommended weight of the load-balance loss")
-    z_weight: float = Field(0.001, ge=0, description="recommended weight of the z-loss, which keeps logits small")
 
     @model_validator(mode="after")
     def _weights_vary(self) -> Self:
@@ -30,11 +49,33 @@ class TopKConfig(RouterConfig):
                 "with k 1 and renormalise every weight is 1, so the task would never train the router; "
                 "set renormalise to false, or k to 2 or more"
             )
+        if self.groups_used > self.groups:
+            raise ValueError(f"groups_used {self.groups_used} is more than the groups; use at most {self.groups}")
         return self
 
     def fit_targets(self, n: int) -> None:
-        if self.k > n:
-            raise ValueError(f"k {self.k} is more than there are; use k of at most {n}, or more targets")
+        if self.shared >= n:
+            raise ValueError(f"{self.shared} shared leave none to choose; use at most {n - 1}, or more targets")
+        routed = n - self.shared
+        if routed % self.groups:
+            raise ValueError(
+                f"{routed} targets do not form {self.groups} groups of one size; use a divisor of {routed}"
+            )
+        most = routed // self.groups * self.groups_used
+        if self.k > most:
+            raise ValueError(f"k {self.k} is more than there are; use k of at most {most}, or more targets")
+
+
+class SwitchConfig(BalancedConfig):
+    """Config of `switch`."""
+
+    capacity_factor: float | None = Field(
+        1.25, gt=0, description="tokens that a target takes of a row in training, of its even share; null: all"
+    )
+    jitter: float = Field(
+        0.0, ge=0, lt=1, description="while training, the gate's input is multiplied by 1 - jitter to 1 + jitter"
+    )
+    z_weight: float = Field(0.0, ge=0, description="recommended weight of the z-loss, which keeps logits small")
 
 
 class ExpertChoiceConfig(RouterConfig):
@@ -47,20 +88,104 @@ class ExpertChoiceConfig(RouterConfig):
         return min(tokens, math.ceil(self.capacity_factor * tokens / n))
 
 
+class SinkhornConfig(RouterConfig):
+    """Config of `sinkhorn`."""
+
+    k: int = Field(1, gt=0, description="targets per token")
+    iterations: int = Field(32, gt=0, description="of the Sinkhorn algorithm, while training")
+
+    def fit_targets(self, n: int) -> None:
+        if self.k > n:
+            raise ValueError(f"k {self.k} is more than there are; use k of at most {n}, or more targets")
+
+
+class BaseConfig(RouterConfig):
+    """Config of `base`."""
+
+    precision: float = Field(
+        1e-3, gt=0, lt=1, description="a token's score may be that far from the best assignment's, of their spread"
+    )
+    rounds: int = Field(1000, gt=0, description="of the auction at most; who is left takes what is free")
+
+
+class HashConfig(RouterConfig):
+    """Config of `hash`."""
+
+    k: int = Field(1, gt=0, description="targets per token, with weights 1 / k")
+    seed: int = Field(0, ge=0, description="which random table; routers of different layers may use different ones")
+
+    def fit_targets(self, n: int) -> None:
+        if self.k > n:
+            raise ValueError(f"k {self.k} is more than there are; use k of at most {n}, or more targets")
+
+
+class SoftConfig(RouterConfig):
+    """Config of `soft`."""
+
+    slots: int = Field(1, gt=0, description="slots of each target in each row")
+    normalise: bool = Field(True, description="unit length of tokens and slots, with a learned scale")
+
+
+class DepthsConfig(RouterConfig):
+    """Config of `mixture-of-depths`."""
+
+    capacity: float = Field(0.125, gt=0, le=1, description="share of a row's tokens that each target uses")
+    score: Literal["linear", "sigmoid"] = Field("linear", description="from the gate's logit to the weight")
+    predictor: Literal["gate", "mlp"] = Field(
+        "gate", description="what says in a stream which tokens would be chosen; mlp: a network of hidden width dim / 4"
+    )
+    predictor_weight: float = Field(0.01, gt=0, description="recommended weight of the predictor's loss")
+
+
 def topk_capabilities(config: TopKConfig) -> RouterCapabilities:
     """Token by token: everything is honoured because no token's route depends on another."""
-    losses = {"balance": config.balance_weight, "z": config.z_weight}
-    return RouterCapabilities(
-        bidirectional=True,
-        packing=True,
-        lookahead="token",
-        decode="same",
-        losses={name: weight for name, weight in losses.items() if weight},
-    )
+    return RouterCapabilities(bidirectional=True, packing=True, losses=config.losses)
+
+
+def switch_capabilities(config: SwitchConfig) -> RouterCapabilities:
+    """Tokens of a row compete while training only."""
+    if config.capacity_factor is None:
+        return RouterCapabilities(bidirectional=True, packing=True, losses=config.losses)
+    return RouterCapabilities(bidirectional=True, lookahead="sequence", decode="argmax", losses=config.losses)
 
 
 def expert_choice_capabilities(config: ExpertChoiceConfig) -> RouterCapabilities:
     """Tokens of a row compete, so the whole row must be there."""
     return RouterCapabilities(
         causal=False, bidirectional=True, streaming="none", reset=False, lookahead="sequence", decode="forbid"
+    )
+
+
+def sinkhorn_capabilities(config: SinkhornConfig) -> RouterCapabilities:
+    """Tokens of a batch compete while training only."""
+    return RouterCapabilities(bidirectional=True, packing=True, lookahead="batch", decode="argmax")
+
+
+def base_capabilities(config: BaseConfig) -> RouterCapabilities:
+    """Tokens of a batch compete while training only."""
+    return RouterCapabilities(bidirectional=True, packing=True, lookahead="batch", decode="argmax")
+
+
+def hash_capabilities(config: HashConfig) -> RouterCapabilities:
+    """Nothing is looked at but the token's number."""
+    return RouterCapabilities(bidirectional=True, packing=True, requires=frozenset({"token_ids"}))
+
+
+def soft_capabilities(config: SoftConfig) -> RouterCapabilities:
+    """Every slot is a mixture of a whole row."""
+    return RouterCapabilities(
+        causal=False,
+        bidirectional=True,
+        streaming="none",
+        reset=False,
+        lookahead="sequence",
+        decode="forbid",
+        mixes=True,
+    )
+
+
+def depths_capabilities(config: DepthsConfig) -> RouterCapabilities:
+    """Tokens of a row compete while training, and in an encoder; in a causal model a predictor decides afterwards."""
+    return RouterCapabilities(
+        bidirectional=True, lookahead="sequence", decode="predictor", losses={"predictor": config.predictor_weight}
     )

@@ -1,13 +1,15 @@
-"""What both routers share: the gate, and what is measured of a decision."""
+"""What the routers share: the gate, the route of tokens that choose, and what is measured of a decision."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from altx.context import Context
-from altx.router import Targets
+from altx.router import Route, Targets
 
 
 class Gate(nn.Module):
@@ -22,15 +24,23 @@ class Gate(nn.Module):
         nn.init.normal_(self.weight, std=0.02)
 
     def forward(self, x: Tensor, targets: Targets, ctx: Context) -> Tensor:
-        if ctx.mask is not None:
-            x = torch.where(ctx.mask[..., None], x, 0)
-        precise = torch.promote_types(x.dtype, torch.float32)
-        device = "cpu" if x.is_meta else x.device.type
-        with torch.autocast(device, enabled=False):
-            logits = F.linear(x.to(precise), self.weight.to(precise))
+        logits = precise_linear(real(x, ctx), self.weight)
         if targets.alive is not None:
-            logits = logits.masked_fill(~targets.alive, torch.finfo(precise).min)
+            logits = logits.masked_fill(~targets.alive, torch.finfo(logits.dtype).min)
         return logits
+
+
+def real(x: Tensor, ctx: Context) -> Tensor:
+    """x (B, T, D) with 0 at masked tokens, whatever they hold."""
+    return x if ctx.mask is None else torch.where(ctx.mask[..., None], x, 0)
+
+
+def precise_linear(x: Tensor, weight: Tensor) -> Tensor:
+    """x weight^T in at least float32, autocast or not."""
+    precise = torch.promote_types(x.dtype, torch.float32)
+    device = "cpu" if x.is_meta else x.device.type
+    with torch.autocast(device, enabled=False):
+        return F.linear(x.to(precise), weight.to(precise))
 
 
 def routable(x: Tensor, targets: Targets, ctx: Context) -> tuple[Tensor, Tensor]:
@@ -52,19 +62,63 @@ def loads(target: Tensor, n: int) -> Tensor:
     return counts.index_add(0, slots, torch.ones_like(slots, dtype=counts.dtype))[:n]
 
 
-def metrics(load: Tensor, probs: Tensor, used: Tensor, real: Tensor) -> dict[str, Tensor]:
-    """What to look at.
+def balance(load: Tensor, probs: Tensor) -> Tensor:
+    """The load-balance loss, over any number of choices: 1 when balanced. Fedus et al. 2021, equations 4 to 6.
+
+    Args:
+        load: (n,) tokens sent to each target.
+        probs: (n,) mean probabilities.
+    """
+    return len(load) * (load / load.sum().clamp(min=1) * probs).sum()
+
+
+def z(logits: Tensor, valid: Tensor) -> Tensor:
+    """The z-loss. Zoph et al. 2022, equation 5."""
+    return mean(torch.logsumexp(logits, -1).square(), valid)
+
+
+def token_choice(
+    target: Tensor,
+    weight: Tensor,
+    n: int,
+    probs: Tensor,
+    real: Tensor,
+    losses: Mapping[str, Tensor] | None = None,
+    wanted: Tensor | None = None,
+) -> Route:
+    """The route of tokens that choose.
+
+    Args:
+        target: (B, T, K) int64, -1 for none.
+        weight: (B, T, K).
+        n: number of targets.
+        probs: (n,) mean probabilities.
+        real: (B, T) bool.
+        losses: the route's.
+        wanted: number of pairs that would be there if none was dropped; default: as many as there are.
+    """
+    length = real.numel()
+    token = torch.arange(length, device=real.device).repeat_interleave(target.shape[-1])
+    measured = metrics(loads(target.flatten(), n), probs, (target >= 0).sum(-1), real, wanted)
+    return Route(n, token, target.flatten(), weight.flatten(), losses or {}, measured)
+
+
+def metrics(load: Tensor, probs: Tensor, used: Tensor, real: Tensor, wanted: Tensor | None = None) -> dict[str, Tensor]:
+    """What to look at, over real tokens only.
 
     Args:
         load: (n,) tokens sent to each target.
         probs: (n,) mean probabilities.
         used: (B, T) number of targets of each token.
         real: (B, T) bool.
+        wanted: as in `token_choice`.
     """
     probs = probs.detach()
+    dropped = torch.zeros_like(load[0]) if wanted is None else 1 - load.sum() / wanted.clamp(min=1)
     return {
         "load": load,
         "max_load": load.max() / load.mean().clamp(min=1 / len(load)),
         "entropy": -torch.xlogy(probs, probs).sum(),
-        "dropped": (real & (used == 0)).sum(),
+        "drop_rate": dropped if wanted is None else torch.where(wanted > 0, dropped, 0),
+        "no_target": (real & (used == 0)).sum(),
     }
