@@ -86,11 +86,12 @@ static void transpose(const real *from, int64_t ldf, real *to, int64_t ldt, int6
 #endif
 }
 
-/* to (padded, ld) = `rows` rows of n numbers, zeros elsewhere; ld is a multiple of LANES. */
-static APART void pack(real *to, int64_t ld, int64_t padded, const real *x, int64_t stride, int64_t rows, int64_t n) {
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t i = 0; i < ld; i += LANES)
-            vstore(to + r * ld + i, i < n ? vload_n(x + r * stride + i, n - i) : vset(0));
+/* to (padded, ld) = `rows` rows of n numbers, zeros elsewhere. */
+static void pack(real *to, int64_t ld, int64_t padded, const real *from, int64_t stride, int64_t rows, int64_t n) {
+    for (int64_t r = 0; r < rows; r++) {
+        memcpy(to + r * ld, from + r * stride, (size_t)n * sizeof(real));
+        memset(to + r * ld + n, 0, (size_t)(ld - n) * sizeof(real));
+    }
     memset(to + rows * ld, 0, (size_t)((padded - rows) * ld) * sizeof(real));
 }
 
