@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 
 class _SquaredReLU(torch.autograd.Function):
@@ -30,8 +31,21 @@ def squared_relu(x: Tensor) -> Tensor:
     return y
 
 
-def times(fresh: Tensor, factor: Tensor) -> Tensor:
+def times(fresh: Tensor, factor: Tensor | float) -> Tensor:
     """fresh * factor, in the memory of `fresh`, which nobody else knows, where no gradient may need it."""
-    if torch.is_grad_enabled() or fresh.dtype != factor.dtype:
+    if torch.is_grad_enabled() or (isinstance(factor, Tensor) and fresh.dtype != factor.dtype):
         return fresh * factor
     return fresh.mul_(factor)
+
+
+def affine(x: Tensor, down: Tensor, up: Tensor, bias: Tensor, *, squash: bool = False) -> Tensor:
+    """x down up + bias, with tanh in the middle if `squash`: x (B, T, D), down (D, R), up (R, E), bias (1, 1, E)."""
+    inner = x @ down
+    return F.linear(torch.tanh(inner) if squash else inner, up.T, bias.flatten())
+
+
+def blend(x: Tensor, other: Tensor, fresh: Tensor) -> Tensor:
+    """x + fresh (other - x), in the memory of `fresh`, which nobody else knows, where no gradient may need it."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return torch.lerp(x, other, fresh)
+    return torch.lerp(x, other, fresh, out=fresh)

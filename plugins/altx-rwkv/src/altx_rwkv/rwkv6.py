@@ -19,7 +19,7 @@ from altx.state import State
 from altx_rwkv.config import RWKV6Config
 from altx_rwkv.initial import Depth, bonus, channels, decay_speed, depth, orthogonal, per_channel
 from altx_rwkv.matrix_state import MatrixState, read_before
-from altx_rwkv.pointwise import times
+from altx_rwkv.pointwise import affine, blend, times
 from altx_rwkv.recurrent import token_before
 
 
@@ -66,12 +66,12 @@ class RWKV6(MatrixState):
         self, batch: RealFirst, shared: Mapping[str, Tensor], state: State | None
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         x, before = batch.x, token_before(batch, state)
-        xw, xk, xv, xr, xg = (torch.lerp(x, before, m) for m in self._shifts(x, before))
+        xw, xk, xv, xr, xg = (blend(x, before, m) for m in self._shifts(x, before))
         r, k, v = (
             self.split(project(part)) for project, part in ((self.receptance, xr), (self.key, xk), (self.value, xv))
         )
         gate = F.silu(self.gate(xg))
-        w = self.time_decay + torch.tanh(xw @ self.time_decay_w1) @ self.time_decay_w2
+        w = affine(xw, self.time_decay_w1, self.time_decay_w2, self.time_decay, squash=True)
         g = -torch.exp(self.split(w).to(torch.promote_types(w.dtype, torch.float32)))
         y, kv = read_before(r, k, v, g, self.time_faaaa, batch, state)
         return self.output(times(self.norm(y), gate)), {"kv": kv}, {}

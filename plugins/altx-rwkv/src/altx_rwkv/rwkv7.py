@@ -21,7 +21,7 @@ from altx_kernels.delta_rule import delta_rule
 from altx_rwkv.config import RWKV7Config
 from altx_rwkv.initial import Depth, channels, decay_speed, depth, orthogonal, per_channel, ramp
 from altx_rwkv.matrix_state import MatrixState
-from altx_rwkv.pointwise import times
+from altx_rwkv.pointwise import affine, blend, times
 from altx_rwkv.recurrent import real, shifted
 
 DECAY = exp(-0.5)
@@ -90,24 +90,24 @@ class RWKV7(MatrixState):
         mix = torch.cat([self.x_r, self.x_w, self.x_k, self.x_v, self.x_a, self.x_g])[:, 0]
         xr, xw, xk, xv, xa, xg = shifted(batch, mix, state)
         r, k, v = self.receptance(xr), self.key(xk), self.value(xv)
-        w = self.w0 + torch.tanh(xw @ self.w1) @ self.w2
-        g = -DECAY * torch.sigmoid(w.to(torch.promote_types(w.dtype, torch.float32)))
+        w = affine(xw, self.w1, self.w2, self.w0, squash=True)
+        g = times(torch.sigmoid(w.to(torch.promote_types(w.dtype, torch.float32))), -DECAY)
         exports = {name: v for name in self.exported}
         if self.read:
-            v = torch.lerp(
-                v, shared["v_first"].to(v.dtype), torch.sigmoid(self.v0 + xv @ self.v1 @ self.v2).to(v.dtype)
+            v = blend(
+                v, shared["v_first"].to(v.dtype), torch.sigmoid(affine(xv, self.v1, self.v2, self.v0)).to(v.dtype)
             )
-        a = torch.sigmoid(self.a0 + xa @ self.a1 @ self.a2).to(k.dtype)
+        a = torch.sigmoid(affine(xa, self.a1, self.a2, self.a0)).to(k.dtype)
         gate = torch.sigmoid(xg @ self.g1) @ self.g2
         kappa = F.normalize(self.split(k * self.k_k), dim=-1)
         k = torch.lerp(k, k * a, self.k_a.to(k.dtype))
         r, k, v, a, g = (self.split(part) for part in (r, k, v, a, g))
         y, kv = delta_rule(
-            r, real(k, batch), v, real(-a * kappa, batch), kappa, real(g, batch),
+            r, real(k, batch), v, real((a * kappa).neg_(), batch), kappa, real(g, batch),
             initial_state=state["kv"] if state else None, reset=batch.reset,
         )  # fmt: skip
         own = torch.einsum("bthk,hk->bth", r * k, self.r_k.to(r.dtype))[..., None]
-        y = torch.addcmul(self.norm(y), own.expand_as(v).flatten(2), v.flatten(2))
+        y = torch.addcmul(self.split(self.norm(y)), own, v).flatten(2)
         return self.output(times(y, gate)), {"kv": kv}, exports
 
 
