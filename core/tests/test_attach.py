@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F
+from toy_plugin import Relay
 
 from altx import recipe
 from altx.attach import KVAttach, MemoryLayer
 from altx.compose import compose
 from altx.context import Context
-from altx.errors import CompositionError
+from altx.errors import CompositionError, UnsupportedContext
 from altx.memory import NOTHING, attended, split_heads
 from altx.registry import Registry
 from altx.resolve import resolve
+from altx.segment_loop import SegmentLoop
 from altx.spec import Heads
 from altx.testing import prove
 from altx.testing.case import difference
@@ -21,6 +25,8 @@ from altx.testing.partners import Ledger, MovingAverage, SelfAttention
 from altx.testing.runner import check_component
 
 IN_SLOT = {"mixer": "average", "memory": "notebook", "attach": "ffn", "dim": 16}
+
+VECTORS = {"input": {"kind": "vectors", "size": 3}, "head": {"kind": "vectors", "size": 3}}
 
 
 def kinds(data: dict, toy: Registry) -> list[list[str]]:
@@ -124,3 +130,121 @@ def test_a_layer_that_does_not_ask_for_what_it_accepts_is_found_out() -> None:
     heads = Heads(query=1, kv=1, key_dim=4, value_dim=4)
     with pytest.raises(TypeError, match="asked 0 times"):
         KVAttach(MovingAverage(16), Ledger(heads))(torch.zeros(1, 2, 16), Context())
+
+
+def test_segments_pass_on_what_became_of_the_tokens_after_them() -> None:
+    """Against the plain loop."""
+    mixer, memory = MovingAverage(16).double(), Relay(16, 4).double()
+    loop, x = SegmentLoop(mixer, memory), torch.randn(2, 10, 16, dtype=torch.float64)
+    held, ys = memory.start.expand(2, -1, -1), []
+    for segment in x.split(4, 1):
+        y = mixer(torch.cat([held, segment, held], 1)).y
+        ys.append(y[:, 2:-2])
+        held = torch.tanh(y[:, -2:])
+    assert difference(loop(x).y, torch.cat(ys, 1)) < 1e-12
+    out = loop(x, Context(), loop.init_state(2, dtype=torch.float64))
+    assert difference(out.y, torch.cat(ys, 1)) < 1e-12
+    assert out.state and out.state.seen is not None and out.state.seen.tolist() == [10, 10]
+    held = memory.start.expand(2, -1, -1)
+    for segment, found in zip(x.split(4, 1), loop(x, Context(causal=False)).y.split(4, 1), strict=True):
+        y = mixer(torch.cat([held, segment], 1)).y
+        assert difference(found, y[:, 2:]) < 1e-12
+        held = torch.tanh(y[:, :2])
+
+
+def test_each_row_has_segments_of_its_own(toy: Registry) -> None:
+    """Rows with masked tokens anywhere and resets in different places, in calls of any length."""
+    loop = SegmentLoop(MovingAverage(16), Relay(16, 4)).double()
+    x = torch.randn(3, 12, 16, dtype=torch.float64)
+    mask = torch.rand(3, 12, generator=torch.Generator().manual_seed(0)) > 0.3
+    reset = torch.zeros(3, 12, dtype=torch.bool)
+    reset[0, 5] = reset[1, [2, 3]] = reset[2, 11] = True
+    ctx = Context(mask=mask, reset=reset)
+    whole, state, ys = loop(x, ctx).y, loop.init_state(3, dtype=torch.float64), []
+    for start, stop in ((0, 5), (5, 6), (6, 6), (6, 12)):
+        out = loop(x[:, start:stop], ctx.slice(start, stop), state)
+        assert out.state
+        state = out.state
+        ys.append(out.y)
+    assert difference(torch.cat(ys, 1)[mask], whole[mask]) < 1e-12
+    for row in range(3):
+        real = x[row, mask[row]][None]
+        cuts = (reset & mask)[row, mask[row]].nonzero().flatten().tolist()
+        parts = [part for part in real.tensor_split(cuts, 1) if part.shape[1]]
+        alone = torch.cat([loop(part).y for part in parts], 1)
+        assert difference(whole[row, mask[row]][None], alone) < 1e-12
+
+
+def test_a_memory_stands_around_the_whole_stack(toy: Registry) -> None:
+    data = {"mixer": "average", "memory": "relay", "dim": 16, "layers": 2}
+    blueprint = resolve(recipe.load(data, {"relay.segment": 3}), toy)
+    assert blueprint.config.stack_memory and blueprint.config.stack_memory.config == {"segment": 3}
+    assert kinds(data, toy) == [["mixer", "feed-forward"]] * 2
+    assert "relay stands around all blocks, which run in segments of 3 tokens" in blueprint.notes
+    model = compose(data, plugins=toy)
+    assert isinstance(model.body.inner, SegmentLoop)
+    assert model.capabilities == replace(blueprint.capabilities, packing=True)
+    assert [r for r in prove(model) if r.status == "failed"] == []
+    both = compose({**data, "causal": False, "mixer": "whole", **VECTORS}, plugins=toy)
+    assert both(torch.randn(2, 9, 3)).y.shape == (2, 9, 3)
+    results = check_component("relay", plugins=toy)
+    assert [(r.subject, r.check, r.message) for r in results if r.status == "failed"] == []
+    assert {r.subject for r in results} == {"relay[tokens]", "relay[tokens][encoder]"}
+
+
+def test_a_stack_memory_is_set_by_name_and_by_path(toy: Registry) -> None:
+    blocks = [{"sublayers": [{"mixer": "average"}]}]
+    for data, settings in (
+        ({"stack_memory": "relay"}, {"relay.segment": 7}),
+        ({"stack_memory": "relay"}, {"stack_memory.segment": 7}),
+        ({"stack_memory": {"name": "relay", "segment": 7}}, {}),
+        ({"stack_memory": "relay", "defaults": {"relay": {"segment": 7}}}, {}),
+    ):
+        config = resolve(recipe.load({"dim": 16, "blocks": blocks, **data}, settings), toy).config
+        assert config.stack_memory and config.stack_memory.config["segment"] == 7
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"memory": "relay,none"}, "blocks[0].sublayers[0].memory: a memory attached as tokens stands around the"),
+        (
+            {"memory": [{"name": "relay", "segment": 2}, {"name": "relay", "segment": 3}]},
+            "blocks[1].sublayers[0].memory: a memory attached as tokens stands around the whole stack of blocks",
+        ),
+        ({"memory": "relay", "stack_memory": {"name": "relay", "segment": 3}}, "so there is one, for all of them"),
+        ({"stack_memory": "notebook"}, "memory 'notebook' of toy-plugin unknown does not attach as 'tokens'"),
+        ({"mixer": "chunky", "memory": "relay"}, "cannot be fed one token at a time, and the tokens of memory 'relay'"),
+        ({"mixer": "short", "memory": "relay"}, "are longer than the 6 that a layer here accepts"),
+        ({"memory": "relay", "attach": "residual"}, "does not attach as 'residual'"),
+        (
+            {"mixer": None, "blocks": [{"sublayers": [{"router": "router", "targets": [
+                {"mixer": "average", "memory": "relay"}]}]}]},
+            "stands around a whole stack of blocks, and this is a router's target",
+        ),
+        (
+            {"mixer": None, "blocks": [{"sublayers": [{"memory": "relay"}]}]},
+            "reads no value for a token, so it is no sublayer by itself",
+        ),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_stack_memory_that_does_not_fit_is_refused(toy: Registry, data: dict, message: str) -> None:
+    wanted = {"mixer": "average", "dim": 16, "layers": 2, **data}
+    if wanted["mixer"] is None:
+        del wanted["mixer"], wanted["layers"]
+    with pytest.raises(CompositionError) as caught:
+        resolve(recipe.load(wanted), toy)
+    assert message in str(caught.value)
+
+
+def test_what_segments_cannot_honour_is_refused() -> None:
+    loop, x = SegmentLoop(MovingAverage(16), Relay(16, 4)), torch.zeros(1, 3, 16)
+    for ctx, message in (
+        (Context(positions=torch.zeros(1, 3, dtype=torch.int64)), "cannot honour ctx.positions"),
+        (Context(shared={"token_ids": x[..., 0]}), "a memory's tokens have no token_ids"),
+    ):
+        with pytest.raises(UnsupportedContext, match=message):
+            loop(x, ctx)
+    with pytest.raises(UnsupportedContext, match="cannot continue a state"):
+        loop(x, Context(causal=False), loop.init_state(1))

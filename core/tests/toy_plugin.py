@@ -79,6 +79,14 @@ def build_sharer(config: Config, ctx: BuildContext) -> Layer:
     return Sharer(ctx.dim, "first_input" not in ctx.exported)
 
 
+def chunky_capabilities(config: Config) -> Capabilities:
+    return Capabilities(streaming="chunk", split_multiple=4, growth="constant", rollback="snapshot")
+
+
+def short_capabilities(config: Config) -> Capabilities:
+    return replace(MovingAverage.capabilities, max_len=6)
+
+
 def late_capabilities(config: Config) -> Capabilities:
     return Capabilities(streaming="none", requires=frozenset({"first_value"}))
 
@@ -121,6 +129,36 @@ class Notebook(Memory):
         return state.replace(total=total, seen=advanced(state.seen, u, ctx)), {"size": loss}
 
 
+class RelayConfig(Config):
+    segment: int = Field(4, gt=0)
+
+
+class Relay(Memory):
+    """Two tokens before and after each segment; what becomes of the later ones goes to the next segment."""
+
+    def __init__(self, dim: int, segment: int) -> None:
+        super().__init__()
+        self.capabilities = relay_capabilities(RelayConfig(segment=segment))
+        self.start = nn.Parameter(torch.randn(2, dim))
+
+    def init_state(
+        self,
+        batch: int,
+        *,
+        capacity: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> State:
+        return State({"held": self.start.to(device, dtype).expand(batch, -1, -1)}, {"held": Leaf(kind="memory")})
+
+    def read(self, q: Tensor, state: State, ctx: Context = FRESH) -> tuple[Read, State]:
+        return Read(tokens=state["held"], after=state["held"] if ctx.causal else None), state
+
+    def write(self, u: Tensor, state: State, ctx: Context = FRESH) -> tuple[State, dict[str, Tensor]]:
+        real = torch.ones(u.shape[:2], dtype=torch.bool) if ctx.mask is None else ctx.mask
+        return state.replace(held=torch.where(real[..., None], torch.tanh(u), state["held"])), {}
+
+
 class FirstConfig(RouterConfig):
     k: int = Field(1, gt=0)
 
@@ -150,6 +188,12 @@ def memory_capabilities(config: Config) -> MemoryCapabilities:
 
 def ledger_capabilities(config: Config) -> MemoryCapabilities:
     return Ledger.capabilities
+
+
+def relay_capabilities(config: RelayConfig) -> MemoryCapabilities:
+    return MemoryCapabilities(
+        growth="constant", rollback="snapshot", bidirectional=True, chunk=config.segment, tokens=4, scope="stack"
+    )
 
 
 def self_capabilities(config: Config) -> Capabilities:
@@ -199,6 +243,10 @@ def build_ledger(config: Config, ctx: BuildContext) -> Memory:
     return Ledger(ctx.heads)
 
 
+def build_relay(config: RelayConfig, ctx: BuildContext) -> Memory:
+    return Relay(ctx.dim, config.segment)
+
+
 def build_self(config: Config, ctx: BuildContext) -> Layer:
     return SelfAttention(ctx.dim)
 
@@ -217,6 +265,8 @@ def altx_token_mixers() -> list[MixerSpec]:
         _mixer("source", "EmptyConfig", "source_capabilities"),
         _mixer("late", "EmptyConfig", "late_capabilities"),
         _mixer("sharer", "EmptyConfig", "sharer_capabilities", "build_sharer"),
+        _mixer("chunky", "EmptyConfig", "chunky_capabilities"),
+        _mixer("short", "EmptyConfig", "short_capabilities"),
         _mixer("self", "EmptyConfig", "self_capabilities", "build_self"),
         _mixer("wrong", "EmptyConfig", "average_capabilities", "build_wrong"),
         _mixer("raises", "EmptyConfig", "average_capabilities", "build_raises"),
@@ -247,7 +297,16 @@ def altx_memories() -> list[MemorySpec]:
             capabilities="toy_plugin:ledger_capabilities",
             attach=("kv",),
             default_attach="kv",
-        )
+        ),
+        MemorySpec(
+            "relay",
+            summary="tokens around segments",
+            build="toy_plugin:build_relay",
+            config="toy_plugin:RelayConfig",
+            capabilities="toy_plugin:relay_capabilities",
+            attach=("tokens",),
+            default_attach="tokens",
+        ),
     ]
 
 

@@ -104,13 +104,16 @@ class MemoryCapabilities(Capabilities):
         feedback: what is read must reach the controller before the next write, so it can only be
             attached as "controller".
         order: what comes first for the tokens of a chunk.
-        scope: who shares one state: a "layer", or all layers that name this memory ("shared").
+        scope: who shares one state: a "layer", the whole "stack" of blocks, or all layers that name this memory
+            ("shared").
+        tokens: how many tokens it puts around each segment of `chunk` tokens, where it attaches as "tokens".
     """
 
     chunk: int = 1
     feedback: bool = False
     order: Literal["read-write", "write-read"] = "read-write"
-    scope: Literal["layer", "shared"] = "layer"
+    scope: Literal["layer", "stack", "shared"] = "layer"
+    tokens: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -218,6 +221,19 @@ def adapted(inner: Capabilities, adapter: str) -> Capabilities:
     if adapter == "unpack":
         return replace(inner, packing=True)
     raise ValueError(f"unknown adapter {adapter!r}")
+
+
+def segmented(inner: Capabilities, memory: MemoryCapabilities) -> Capabilities:
+    """A stack of layers run in segments, with a memory's tokens around each; see `altx.segment_loop`."""
+    return replace(
+        meet([inner, memory]),
+        streaming=inner.streaming,
+        growth="constant" if inner.growth in ("none", "constant") else "window",
+        rollback="snapshot" if inner.streaming != "none" else "none",
+        packing=False,
+        max_len=None,
+        compiles=False,
+    )
 
 
 def split_plan(offset: int, n: int, capabilities: Capabilities) -> list[int]:

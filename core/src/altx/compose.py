@@ -20,6 +20,7 @@ from altx.model import Model
 from altx.resolve import Blueprint, Branch, Part, resolve
 from altx.routed import Routed, TargetBank
 from altx.router import Router
+from altx.segment_loop import SegmentLoop
 from altx.spec import BuildContext
 
 AnyComponent = TypeVar("AnyComponent", bound=Component)
@@ -66,11 +67,13 @@ def build(blueprint: Blueprint, *, seed: int | None = None, device: str | None =
         for index, branches in enumerate(blueprint.blocks):
             sublayers = []
             for branch in branches:
-                body = build_branch(branch, replace(ctx, layer=index))
-                sublayers.append(Residual(body, config.dim, branch.norm, config.norm_eps))
+                layer = build_branch(branch, replace(ctx, layer=index))
+                sublayers.append(Residual(layer, config.dim, branch.norm, config.norm_eps))
                 ctx = replace(ctx, exported=ctx.exported | branch.capabilities.provides)
             blocks.append(Stack(sublayers))
-        body = Stack(blocks)
+        body: Layer = Stack(blocks)
+        if blueprint.memory:
+            body = SegmentLoop(body, build_part(blueprint.memory, ctx, Memory))
         if not body.capabilities.packing and body.capabilities.masked:
             body = Unpack(body)
         return Model(config, body)

@@ -156,6 +156,9 @@ class ModelConfig(Config):
     final_norm: Literal["rms", "layer", "none"] = Field("rms", description="the norm before the head")
     norm_eps: float = Field(1e-5, gt=0, description="epsilon of every norm")
     blocks: list[Block] = Field(min_length=1, max_length=MAX_BLOCKS, description="the layers, in order")
+    stack_memory: ComponentRef | None = Field(
+        None, description="a memory whose tokens stand around each segment of all blocks together"
+    )
 
     @model_validator(mode="after")
     def _head_fits_input(self) -> Self:

@@ -9,7 +9,7 @@ from altx.capabilities import Capabilities, MemoryCapabilities
 IN_A_LAYER = ("residual", "gate", "controller", "kv")
 """Attach modes of `altx.attach` that make one layer of a mixer and a memory."""
 
-IMPLEMENTED = (*IN_A_LAYER, "ffn")
+IMPLEMENTED = (*IN_A_LAYER, "tokens", "ffn")
 """Attach modes that this altx has."""
 
 WITH_A_VALUE = ("residual", "gate", "controller", "ffn")
@@ -29,10 +29,14 @@ def misfit(
         adapters: what stands around the mixer.
     """
     (whose, can), (what, holds) = mixer, memory
+    if holds.scope == "stack" and mode != "tokens":
+        return f"{what} is one for the whole stack of blocks, so it only attaches as tokens", ""
     if holds.feedback and mode != "controller":
         return f"{what} must hear what it read, so it only attaches as controller", ""
     if mode == "ffn":
         return f"a router's target has no feed-forward slot for {what}", "make the memory a target by itself"
+    if mode == "tokens":
+        return f"{what} stands around a whole stack of blocks, and this is a router's target", "name it for each block"
     if mode == "controller" and not can.steps:
         return (
             f"{whose} cannot be fed one token at a time, so it is no controller of {what}",
@@ -44,5 +48,38 @@ def misfit(
         return (
             f"{whose} takes no keys and values, such as {what} holds, into a softmax of its own",
             "use a mixer that declares accepts_kv, such as attention",
+        )
+    return None
+
+
+def unsegmented(
+    stack: Capabilities, causal: bool, memory: tuple[str, MemoryCapabilities], culprit: str
+) -> tuple[str, str] | None:
+    """Why a stack of blocks cannot run in segments with a memory's tokens around each, and what to do; None if it can.
+
+    Args:
+        stack: what all blocks together can do.
+        causal: whether the model is.
+        memory: by name, with what it can do.
+        culprit: names of the parts that cannot stream token by token.
+    """
+    what, holds = memory
+    longest = holds.chunk + holds.tokens
+    if causal and stack.streaming != "token":
+        return (
+            f"{culprit} cannot be fed one token at a time, and the tokens of {what} come between its own",
+            "use a mixer that streams by token (mamba, attention, ...)",
+        )
+    if not causal and not holds.bidirectional:
+        return f"{what} looks only backwards", "use it in a causal model"
+    if stack.graph != "ignored":
+        return f"the tokens of {what} have no place in a graph, which a layer here reads", "use another memory"
+    if stack.requires:
+        return f"the tokens of {what} have no {', '.join(sorted(stack.requires))}, which a layer here needs", ""
+    if stack.max_len is not None and longest > stack.max_len:
+        return (
+            f"segments of {holds.chunk} tokens with {holds.tokens} of {what} are longer than the {stack.max_len} "
+            "that a layer here accepts",
+            "use shorter segments",
         )
     return None

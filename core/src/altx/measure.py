@@ -18,6 +18,7 @@ from altx.errors import AltxError, ConfigError
 from altx.layer import FRESH, Layer, components
 from altx.model import Model
 from altx.resolve import Blueprint
+from altx.segment_loop import SegmentLoop
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,9 @@ def solve_width(config: ModelConfig, budget: int, build: Callable[[ModelConfig],
 
 def branch_layers(model: Model, blueprint: Blueprint) -> list[tuple[int, int, Layer]]:
     """(block, sublayer, body) of every sublayer of a model."""
-    stack = model.body.inner if isinstance(model.body, Unpack) else model.body
+    stack: Any = model.body
+    while isinstance(stack, (Unpack, SegmentLoop)):
+        stack = stack.inner
     blocks = [[sublayer for _, sublayer in components(block)] for _, block in components(stack)]
     return [
         (b, s, sublayer.body)

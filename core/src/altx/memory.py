@@ -13,6 +13,7 @@ from torch import Tensor
 from altx.capabilities import MemoryCapabilities
 from altx.context import Context
 from altx.layer import FRESH, Component
+from altx.segments import Piece, gathered, pieces
 from altx.spec import Heads
 from altx.state import State
 
@@ -82,12 +83,14 @@ class Read:
 
     Args:
         value: (B, T, D), one vector per query.
-        tokens: (B, M, D), extra tokens.
+        tokens: (B, M, D), extra tokens; attached as "tokens", those before a segment.
+        after: (B, M', D), those after a segment; what becomes of them is written.
         attended: what joins an attention's softmax (attach mode "kv"); see `attended`.
     """
 
     value: Tensor | None = None
     tokens: Tensor | None = None
+    after: Tensor | None = None
     attended: Attended | None = None
 
 
@@ -105,7 +108,9 @@ class Memory(Component):
     """Something written to and read from.
 
     `capabilities.chunk` tokens are read and then written (or the other way, see `order`), on a grid that
-    starts at the first token of the sequence; a memory of chunk 1 goes token by token.
+    starts at the first token of each row's sequence; a memory of chunk 1 goes token by token. What is left of a chunk
+    at the end of a call is read and written as it is, and the next call goes on with the rest: a memory that writes
+    whole chunks only keeps what it still lacks in its state.
 
     Attached as "kv", it is built with `BuildContext.heads`, and what it reads and writes is x (B, T, heads.width), of
     which `split_heads` makes queries, keys and values.
@@ -135,20 +140,25 @@ class Memory(Component):
     def write(self, u: Tensor, state: State, ctx: Context = FRESH) -> tuple[State, Mapping[str, Tensor]]:
         """Write u (B, T, D): the advanced state, with `seen` counted on, and unscaled losses."""
 
+    def offset(self, state: State) -> list[int]:
+        """Tokens of each row's open chunk. A memory with chunks that honours resets counts them itself."""
+        return [] if state.seen is None else (state.seen % self.capabilities.chunk).tolist()
+
     def scan(self, x: Tensor, state: State, ctx: Context = FRESH) -> Scan:
         """Read and write the tokens of x (B, T, D) in order, chunk by chunk.
 
         A memory may override it with something faster that gives the same result. Losses are averaged
         over real tokens.
         """
-        chunk, total = self.capabilities.chunk, x.shape[1]
-        # Rows of one batch share the grid, so a memory with chunks is fed rows of equal `seen`.
-        start, offset = 0, int(state.seen[0]) if chunk > 1 and state.seen is not None and len(state.seen) else 0
+        chunk = self.capabilities.chunk
+        if chunk > 1:
+            cuts = [*pieces(x, ctx, self.offset(state), chunk)]
+            parts = [(cut.take(x), cut.ctx) for cut in cuts]
+        else:
+            cuts, parts = [], [(x[:, t : t + 1], ctx.slice(t, t + 1)) for t in range(x.shape[1])]
         reads: list[Read] = []
         losses: dict[str, Tensor] = {}
-        while start < total:
-            stop = min(total, start + chunk - (offset + start) % chunk)
-            here, piece = ctx.slice(start, stop), x[:, start:stop]
+        for piece, here in parts:
             if self.capabilities.order == "read-write":
                 read, state = self.read(piece, state, here)
                 state, new_losses = self.write(piece, state, here)
@@ -158,19 +168,23 @@ class Memory(Component):
             reads.append(read)
             for name, loss in new_losses.items():
                 losses[name] = losses.get(name, torch.zeros_like(loss)) + loss * here.share_of(ctx, piece, x)
-            start = stop
         if not reads:
             return Scan(self.read(x, state, ctx)[0], state)
-        return Scan(_concatenate(reads), state, losses)
+        return Scan(_joined(reads, cuts, x), state, losses)
 
 
-def _concatenate(reads: list[Read]) -> Read:
-    """Reads of consecutive chunks as one."""
+def _joined(reads: list[Read], cuts: list[Piece], x: Tensor) -> Read:
+    """Reads of consecutive chunks of x as one."""
+
+    def join(each: list[Tensor]) -> Tensor:
+        return gathered([*zip(cuts, each, strict=True)], x) if cuts else torch.cat(each, 1)
+
     values = [read.value for read in reads if read.value is not None]
     tokens = [read.tokens for read in reads if read.tokens is not None]
     found = [read.attended for read in reads if read.attended is not None]
     return Read(
-        torch.cat(values, 1) if values else None,
+        join(values) if values else None,
         torch.cat(tokens, 1) if tokens else None,
-        Attended(torch.cat([a.value for a in found], 1), torch.cat([a.weight for a in found], 1)) if found else None,
+        None,
+        Attended(join([a.value for a in found]), join([a.weight for a in found])) if found else None,
     )

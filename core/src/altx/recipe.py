@@ -56,6 +56,9 @@ class Recipe(Config):
     final_norm: Literal["rms", "layer", "none"] = Field("rms", description="the norm before the head")
     norm_eps: float = Field(1e-5, gt=0, description="epsilon of every norm")
     blocks: list[Block] | None = Field(None, max_length=4096, description="the layers, in order")
+    stack_memory: ComponentRef | None = Field(
+        None, description="a memory whose tokens stand around each segment of all blocks together"
+    )
     mixer: Pattern | None = Field(None, description='pattern of token mixers, e.g. "3*mamba,attention"')
     memory: Pattern | None = Field(None, description='pattern of memories; "none" leaves a block without')
     attach: str | None = Field(None, description="how the memories are attached")
@@ -86,7 +89,9 @@ class Recipe(Config):
         data = {
             "altx": self.altx, "dim": self.dim, "causal": self.causal, "input": self.input.model_dump(),
             "head": head, "final_norm": self.final_norm, "norm_eps": self.norm_eps, "blocks": self._blocks(),
+            "stack_memory": self.stack_memory and self.stack_memory.model_dump(),
         }  # fmt: skip
+        self._apply_defaults(data)
         return validate(ModelConfig, data)
 
     def _blocks(self) -> list[dict[str, Any]]:
@@ -101,14 +106,16 @@ class Recipe(Config):
                     f"{clash[0]}: the model already lists its blocks", hint="change it there, or leave out `blocks`"
                 )
             blocks = [block.model_dump(exclude_none=True) for block in self.blocks]
-        used = {ref["name"].split(":")[-1] for ref in _references(blocks)}
+        return blocks
+
+    def _apply_defaults(self, model: dict[str, Any]) -> None:
+        used = {ref["name"].split(":")[-1] for ref in _references(_bodies(model))}
         for name, settings in self.defaults.items():
             if name not in used:
-                raise ConfigError(f"defaults.{name}: no part of this model is called {name!r}", hint=_parts(blocks))
-            for ref in _references(blocks):
+                raise ConfigError(f"defaults.{name}: no part of this model is called {name!r}", hint=_parts(model))
+            for ref in _references(_bodies(model)):
                 if ref["name"].split(":")[-1] == name:
                     ref.update({**settings, **ref})
-        return blocks
 
     def _blocks_from_patterns(self) -> list[dict[str, Any]]:
         if self.mixer is None:
@@ -278,16 +285,21 @@ def load(data: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> 
         if re.match(r"blocks(\[|$)", name):
             _assign(expanded, path, value)
             continue
-        used = [ref for ref in _references(expanded["blocks"]) if ref["name"].split(":")[-1] == name]
+        used = [ref for ref in _references(_bodies(expanded)) if ref["name"].split(":")[-1] == name]
         if not used:
-            raise ConfigError(f"{path}: no part of this model is called {name!r}", hint=_parts(expanded["blocks"]))
+            raise ConfigError(f"{path}: no part of this model is called {name!r}", hint=_parts(expanded))
         for ref in used:
             _assign(ref, key, value)
     return validate(ModelConfig, expanded)
 
 
-def _parts(blocks: list[dict[str, Any]]) -> str:
-    return f"its parts: {', '.join(sorted({ref['name'].split(':')[-1] for ref in _references(blocks)}))}"
+def _bodies(model: dict[str, Any]) -> list[Any]:
+    """What of a model's plain data names components."""
+    return [model["blocks"], model.get("stack_memory")]
+
+
+def _parts(model: dict[str, Any]) -> str:
+    return f"its parts: {', '.join(sorted({ref['name'].split(':')[-1] for ref in _references(_bodies(model))}))}"
 
 
 def _assign(data: dict[str, Any], path: str, value: Any) -> None:

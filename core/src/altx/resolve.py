@@ -9,10 +9,20 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from altx.capabilities import Capabilities, MemoryCapabilities, RouterCapabilities, adapted, meet, placed, routed
-from altx.config import MAX_BLOCKS, Block, Body, ComponentRef, Config, ModelConfig, RouterConfig, Sublayer, validate
+from altx.capabilities import (
+    Capabilities,
+    MemoryCapabilities,
+    RouterCapabilities,
+    adapted,
+    meet,
+    placed,
+    routed,
+    segmented,
+)
+from altx.config import MAX_BLOCKS, Block, Body, ComponentRef, Config, ModelConfig, RouterConfig, validate
 from altx.errors import BrokenPlugin, CompositionError, ConfigError
-from altx.joints import IMPLEMENTED, WITH_A_VALUE, misfit
+from altx.joints import WITH_A_VALUE, misfit, unsegmented
+from altx.placement import around, attach_mode, sublayers
 from altx.registry import Component, Registry, describe
 from altx.spec import FeedForwardSpec, MemorySpec
 
@@ -72,12 +82,14 @@ class Blueprint:
         config: the config with every setting written out and every name qualified; resolving it gives
             this blueprint again.
         blocks: branches of each block.
-        capabilities: of all blocks together.
+        memory: one whose tokens stand around each segment of all blocks together, or None.
+        capabilities: of all of it.
         notes: what a user should know: defaults taken, adapters added.
     """
 
     config: ModelConfig
     blocks: tuple[tuple[Branch, ...], ...]
+    memory: Part | None
     capabilities: Capabilities
     notes: tuple[str, ...]
 
@@ -133,6 +145,7 @@ class _Resolver:
         self.notes: dict[str, None] = {}
         self.exports: set[str] = {"token_ids"} if config.input.kind == "tokens" else set()
         names = [ref.name for block in config.blocks for ref in _references(block)]
+        names += [config.stack_memory.name] if config.stack_memory else []
         if any(":" not in name for name in names):
             # Only with every plugin loaded is it certain that a short name means one thing.
             registry.load_all()
@@ -148,42 +161,34 @@ class _Resolver:
                 # What a layer shares it exports in the first repeat only.
                 if known != self.exports:
                     known = set(self.exports)
-                    branches = tuple(self.branch(s, where, s.norm) for s, where in self.slots(block, path))
+                    branches = tuple(
+                        self.branch(s, where, s.norm) for s, where in sublayers(block, path, self.registry, self.note)
+                    )
                 blocks.append(branches)
-        plain = self.config.model_dump()
+        memory, capabilities = self.around(meet(branch.capabilities for block in blocks for branch in block), blocks)
+        plain = self.config.model_dump() | {"stack_memory": memory and _settings(memory)}
         plain["blocks"] = [{"sublayers": [_plain(b) | {"norm": b.norm} for b in block]} for block in blocks]
         return Blueprint(
             validate(ModelConfig, plain),
             tuple(blocks),
-            meet(branch.capabilities for block in blocks for branch in block),
+            memory,
+            capabilities,
             tuple(self.notes),
         )
 
-    def slots(self, block: Block, path: str) -> list[tuple[Sublayer, str]]:
-        """A block's sublayers with their paths; a memory attached as "ffn" takes the place of the feed-forward."""
-        placed: list[tuple[Sublayer, str]] = []
-        memory: tuple[Sublayer, str] | None = None
-        for index, sublayer in enumerate(block.sublayers):
-            where = f"{path}[{index}]"
-            if memory:
-                if sublayer.router:
-                    raise CompositionError(
-                        f"{memory[1]}.attach: the feed-forward slot that the memory would take holds a router",
-                        hint="leave out the router, or attach the memory in another way",
-                    )
-                placed.append(memory)
-                memory = None
-                if sublayer.feed_forward:
-                    continue
-            if sublayer.mixer and sublayer.memory:
-                component = self.registry.get("memory", sublayer.memory.name)
-                if self.attach_mode(component, sublayer.attach, f"{where}.attach") == "ffn":
-                    memory = Sublayer(memory=sublayer.memory, norm=sublayer.norm), where
-                    if block.sublayers[index + 1 :] and block.sublayers[index + 1].feed_forward:
-                        self.note(f"{component.name} takes the feed-forward's place")
-                    sublayer = sublayer.model_copy(update={"memory": None, "attach": None})
-            placed.append((sublayer, where))
-        return [*placed, memory] if memory else placed
+    def around(self, stack: Capabilities, blocks: list[tuple[Branch, ...]]) -> tuple[Part | None, Capabilities]:
+        """The memory around the whole stack, if there is one, and what the two can do together."""
+        named = around(self.config, self.registry)
+        if named is None:
+            return None, stack
+        memory = self.memory(*named)
+        attach_mode(memory.component, "tokens", memory.path, self.note)
+        holds = _memory_capabilities(memory)
+        stuck = {str(b.part): None for block in blocks for b in block if b.capabilities.streaming != "token"}
+        if problem := unsegmented(stack, self.config.causal, (str(memory), holds), ", ".join(stuck)):
+            raise CompositionError(f"{memory.path}: {problem[0]}", hint=problem[1])
+        self.note(f"{memory.component.name} stands around all blocks, which run in segments of {holds.chunk} tokens")
+        return memory, segmented(stack, holds)
 
     def branch(self, body: Body, path: str, norm: str, target: bool = False) -> Branch:
         if body.mixer:
@@ -251,7 +256,7 @@ class _Resolver:
             return branch
         memory = self.memory(body.memory, f"{path}.memory")
         self.once(part, ("residual", "norm"), "a memory is attached to it")
-        attach = self.attach_mode(memory.component, body.attach, f"{path}.attach")
+        attach = attach_mode(memory.component, body.attach, f"{path}.attach", self.note)
         holds = _memory_capabilities(memory)
         if problem := misfit(attach, (str(part), part.capabilities), branch.adapters, (str(memory), holds)):
             raise CompositionError(f"{path}.attach: {problem[0]}", hint=problem[1])
@@ -270,25 +275,6 @@ class _Resolver:
         for name in names:
             if name in part.capabilities.includes:
                 raise CompositionError(f"{part.path}: {part} includes {wrongs[name]} where {why}")
-
-    def attach_mode(self, memory: Component, wanted: str | None, path: str) -> str:
-        spec = memory.spec
-        assert isinstance(spec, MemorySpec)
-        if wanted is None:
-            wanted = spec.default_attach
-            if spec.attach_note:
-                self.note(f"{memory.name} is attached as {wanted}. {spec.attach_note}")
-        if wanted not in spec.attach:
-            raise CompositionError(
-                f"{path}: {memory} does not attach as {wanted!r}",
-                hint=f"it attaches as {', '.join(spec.attach)}",
-            )
-        if wanted not in IMPLEMENTED:
-            raise CompositionError(
-                f"{path}: this altx does not have the attach mode {wanted!r} yet",
-                hint=f"it has {', '.join(IMPLEMENTED)}",
-            )
-        return wanted
 
     def routed(self, body: Body, path: str, norm: str) -> Branch:
         assert body.router and body.targets

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from altx import registry
-from altx.capabilities import MemoryCapabilities
+from altx.adapters import Bidirectional
+from altx.capabilities import Capabilities, MemoryCapabilities
 from altx.compose import attach, build_branch, build_part
 from altx.config import ComponentRef, ModelConfig, validate
 from altx.errors import AltxError, ConfigError
@@ -22,6 +23,7 @@ from altx.model import Model
 from altx.resolve import Blueprint, Part, resolve, resolve_part
 from altx.routed import Routed
 from altx.router import Router
+from altx.segment_loop import SegmentLoop
 from altx.spec import BuildContext, Heads, MemorySpec
 from altx.testing import basics, batching, graphs, learning, memories, streaming
 from altx.testing.case import Case, Subject
@@ -124,11 +126,31 @@ def _memory_subjects(name: str, part: Part, dim: int, ref: ComponentRef, plugins
             label = name if causal else f"{name}[encoder]"
             found.append(Subject(label, _builder(blueprint), dim, causal, blueprint, memory=memory))
     for mode in spec.attach:
-        if mode == "kv":
+        if mode == "tokens":
+            found += _segmented_subjects(f"{name}[tokens]", dim, part.capabilities, memory)
+        elif mode == "kv":
             found.append(_kv_subject(f"{name}[kv]", dim, memory))
         elif mode in IN_A_LAYER:
             attached = functools.partial(lambda mode: attach(mode, MovingAverage(dim), memory(), dim), mode)
             found.append(Subject(f"{name}[{mode}]", attached, dim))
+    return found
+
+
+def _segmented_subjects(
+    label: str, dim: int, capabilities: Capabilities, memory: Callable[[], Memory]
+) -> list[Subject]:
+    def looped(inner: Callable[[], Layer]) -> Layer:
+        loop = SegmentLoop(inner(), memory())
+        # Checks are of a dozen tokens, which would all be of one segment.
+        loop.size = min(loop.size, 5)
+        return loop
+
+    def both_ways() -> Layer:
+        return Bidirectional(MovingAverage(dim), MovingAverage(dim))
+
+    found = [Subject(label, lambda: looped(lambda: MovingAverage(dim)), dim)]
+    if capabilities.bidirectional:
+        found.append(Subject(f"{label}[encoder]", lambda: looped(both_ways), dim, causal=False))
     return found
 
 
