@@ -113,6 +113,19 @@ def test_nan_stays_in_its_row_and_ends_at_a_reset(backend: str) -> None:
     assert y[1].isnan().all()
 
 
+@pytest.mark.parametrize("backend", ["reference", *WKV4])
+def test_gradients_of_nan_end_at_a_reset_too(backend: str) -> None:
+    values = arguments(2, 20, 9)
+    values["k"].requires_grad_(), values["v"].requires_grad_()
+    values["reset"] = torch.zeros(2, 20, dtype=torch.bool)
+    values["reset"][1, 8] = True
+    y = wkv4(**values, backend=backend)[0]
+    dy = torch.ones_like(y)
+    dy[1, 12] = torch.nan
+    for gradient in torch.autograd.grad(y, (values["k"], values["v"]), dy):
+        assert gradient[0].isfinite().all() and gradient[1, :8].isfinite().all() and gradient[1, 8:13].isnan().any()
+
+
 def test_an_empty_state_is_that_of_no_tokens() -> None:
     values = arguments(2, 9, 5)
     state = torch.stack([torch.zeros(2, 5), torch.full((2, 5), EMPTY)], 1).double()

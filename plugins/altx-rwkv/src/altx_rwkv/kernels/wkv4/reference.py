@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from altx_kernels.arguments import precise
 from altx_kernels.packing import one_by_one
@@ -47,7 +48,8 @@ def wkv4(
             mean, weight = mean.where(~reset[:, t, None], 0), weight.where(~reset[:, t, None], EMPTY)
         y = mean + torch.sigmoid(k_t + u - weight) * (v_t - mean)
         decayed = weight + w
-        new = mean + torch.sigmoid(k_t - decayed) * (v_t - mean), torch.logaddexp(decayed, k_t)
+        # log(exp(decayed) + exp(k)), written so that it has second derivatives next to EMPTY, too.
+        new = mean + torch.sigmoid(k_t - decayed) * (v_t - mean), k_t + F.softplus(decayed - k_t, threshold=40)
         if lengths is not None:
             real = (t < lengths)[:, None]
             y, new = y.where(real, 0), (new[0].where(real, mean), new[1].where(real, weight))
