@@ -6,6 +6,9 @@ import pytest
 import torch
 from altx_mamba.kernels import selective_scan, ssd
 from altx_ntm.kernels import ntm
+from altx_performer.kernels import positive_features
+from altx_rwkv.kernels import wkv4
+from altx_s4.kernels import diagonal_ssm
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -23,6 +26,9 @@ OPS = {
         delta_rule.DELTA_RULE,
         selective_scan.OP,
         ssd.OP,
+        diagonal_ssm.OP,
+        positive_features.OP,
+        wkv4.OP,
     )
 } | {"ntm": ntm.SCAN}
 
@@ -132,6 +138,6 @@ def test_a_gradient_of_a_graph_made_without_any_is_refused(name):
         graph = make_fx(lambda tensors: loss(op, arguments, tensors, "native"))(given)
     value = graph({name: tensor.requires_grad_() for name, tensor in given.items()})
     close([value.detach()], [loss(op, arguments, given, "reference").detach()])
-    if name not in ("causal-conv1d", "gated-rms-norm"):  # which keep nothing but their arguments
+    if name not in ("causal-conv1d", "gated-rms-norm", "positive-features"):  # which keep only arguments and results
         with pytest.raises(KernelError, match="no gradients are wanted"):
             value.backward()
