@@ -130,6 +130,7 @@ def _plugins(blueprint: Blueprint) -> dict[str, str]:
         return own + [plugin for target in branch.targets for plugin in walk(target)]
 
     found = [plugin for block in blueprint.blocks for branch in block for plugin in walk(branch)]
+    found += [blueprint.memory.component.plugin] if blueprint.memory else []
     return dict(sorted((plugin.distribution, plugin.version) for plugin in found))
 
 
@@ -150,7 +151,8 @@ def summary(report: dict[str, Any]) -> list[str]:
         "",
         count(report["flops_per_token"] - own["flops_per_token"]),
     ]
-    rows += [["", "embedding, norms and head", *rest]]
+    memory = ", memory" if "stack_memory" in config else ""
+    rows += [["", f"embedding, norms{memory} and head", *rest]]
     rows += [["", "total", f"{report['parameters']:,}", "", count(report["flops_per_token"])]]
     header = ("block", "component", "parameters", "state", "FLOPs/token")
     lines = [title, "", *table(rows, header, right=(2, 3, 4)), "", *_state(report)]

@@ -118,7 +118,8 @@ def _fill(model: Model, path: Path) -> Model:
 
 def _versions(config: ModelConfig) -> dict[str, Any]:
     """Versions of everything a config's parts came from."""
-    names = {name.partition(":")[0] for name in _names(recipe.dump(config)["blocks"])}
+    plain = recipe.dump(config)
+    names = {name.partition(":")[0] for name in _names([plain["blocks"], plain.get("stack_memory")])}
     plugins = {plugin.distribution: plugin.version for plugin in registry.default().plugins}
     return {
         "altx": __version__,

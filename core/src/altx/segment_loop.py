@@ -37,8 +37,12 @@ class SegmentLoop(Layer):
         super().__init__()
         self.inner = inner
         self.memory = memory
-        self.size = memory.capabilities.chunk
         self.capabilities = segmented(inner.capabilities, memory.capabilities)
+
+    @property
+    def size(self) -> int:
+        """Tokens of a segment."""
+        return self.memory.capabilities.chunk
 
     def init_state(
         self,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from torch import nn
 
 from altx import registry
 from altx.adapters import Bidirectional
@@ -32,6 +35,8 @@ from altx.testing.partners import MovingAverage, Numbered, SelfAttention
 from altx.testing.result import Result
 
 assert basics and streaming and batching and graphs and memories and learning, "importing a module registers its checks"
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 DIMS = (16, 24, 32, 48, 64, 96, 128, 256)
 """Widths to try; the first that the component accepts is used."""
@@ -140,10 +145,7 @@ def _segmented_subjects(
     label: str, dim: int, capabilities: Capabilities, memory: Callable[[], Memory]
 ) -> list[Subject]:
     def looped(inner: Callable[[], Layer]) -> Layer:
-        loop = SegmentLoop(inner(), memory())
-        # Checks are of a dozen tokens, which would all be of one segment.
-        loop.size = min(loop.size, 5)
-        return loop
+        return _in_short_segments(SegmentLoop(inner(), memory()))
 
     def both_ways() -> Layer:
         return Bidirectional(MovingAverage(dim), MovingAverage(dim))
@@ -152,6 +154,14 @@ def _segmented_subjects(
     if capabilities.bidirectional:
         found.append(Subject(f"{label}[encoder]", lambda: looped(both_ways), dim, causal=False))
     return found
+
+
+def _in_short_segments(layer: AnyModule) -> AnyModule:
+    """The layer with segments so short that checks, which are of a dozen tokens, are of several of them."""
+    for loop in layer.modules():
+        if isinstance(loop, SegmentLoop):
+            loop.memory.capabilities = replace(loop.memory.capabilities, chunk=min(loop.size, 5))
+    return layer
 
 
 def _kv_subject(label: str, dim: int, memory: Callable[[Heads | None], Memory]) -> Subject:
@@ -274,6 +284,8 @@ def check_component(
 
 def prove(model: Model) -> list[Result]:
     """Prove the main laws on a composed model: on a copy in float64, with agitated parameters."""
+    if any(isinstance(module, SegmentLoop) for module in model.modules()):
+        model = _in_short_segments(copy.deepcopy(model))
     subject = Subject("model", lambda: model, model.config.dim, model.config.causal)
     wanted = set(PROOFS)
     return [result for result in run(subject, PROOFS) if result.check in wanted or result.status == "failed"]
