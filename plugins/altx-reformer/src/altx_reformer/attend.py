@@ -27,7 +27,7 @@ HIDDEN = -1e30
 LEAST = -80.0
 """What exp is taken of at the least, below the largest score: e^-80 = 2e-35 is a normal number, and nothing."""
 
-PIECE = {"cpu": 1 << 18}
+PIECE = {"cpu": 1 << 20}
 """Scores held at a time, so that they fit into the cache; elsewhere as many as ELSEWHERE."""
 ELSEWHERE = 1 << 27
 
@@ -88,7 +88,7 @@ class _Sorted:
         for start in range(0, self.blocks, step):
             yield slice(start, min(start + step, self.blocks))
 
-    def hide(self, scores: Tensor, piece: slice) -> Tensor | None:
+    def hide(self, scores: Tensor, piece: slice, space: _Space) -> Tensor | None:
         """Give scores (n, b, w) of a piece, in place, their final values: what is not seen, and oneself.
 
         In sums and products of numbers: on CPUs, masks of bool take ten times as long.
@@ -101,7 +101,8 @@ class _Sorted:
             assert self.low is not None
             columns, own = self.columns.to(scores.dtype), torch.arange(self.block, device=scores.device)[:, None]
             outside = (self.columns < own) | (self.columns > own + self.lead)
-            hidden = (self.low[piece] - columns).clamp_(0, 1).add_(outside.to(scores.dtype)).clamp_(max=1)
+            hidden = torch.sub(self.low[piece], columns, out=space.empty("hidden", *scores.shape))
+            hidden.clamp_(0, 1).add_(outside.to(scores.dtype)).clamp_(max=1)
             scores.add_(hidden, alpha=HIDDEN)
             return hidden
         assert self.seen is not None
@@ -220,7 +221,7 @@ def _forward(q: Tensor, both: Tensor, place: _Sorted, space: _Space) -> tuple[Te
         asked = place.asked(q, piece, space, "asked")
         k, v = place.answers(both, piece, space, "both").chunk(2, -1)
         scores = space.bmm("scores", asked, k.transpose(1, 2))
-        hidden = place.hide(scores, piece)
+        hidden = place.hide(scores, piece, space)
         top[piece] = scores.amax(-1, keepdim=True)
         _exp(scores, top[piece], hidden)
         total[piece] = scores.sum(-1, keepdim=True)
@@ -249,7 +250,7 @@ def _backward(
         asked, given = place.asked(q, piece, space, "asked"), place.asked(dy, piece, space, "given")
         k, v = place.answers(both, piece, space, "both").chunk(2, -1)
         scores = space.bmm("scores", asked, k.transpose(1, 2))
-        _exp(scores, top[piece], place.hide(scores, piece))
+        _exp(scores, top[piece], place.hide(scores, piece, space))
         scores *= part[piece]
         slope = space.bmm("slope", given, v.transpose(1, 2)).sub_(share[piece]).mul_(scores)
         torch.bmm(slope, k, out=dq[piece])
