@@ -1,0 +1,1 @@
+"""The Neural State Machine's memory for altx."""

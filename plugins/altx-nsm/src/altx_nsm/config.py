@@ -1,0 +1,53 @@
+"""Config and capabilities of `nsm`."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from altx.capabilities import MemoryCapabilities
+from altx.config import Config
+
+
+class NSMConfig(Config):
+    """Config of `nsm`."""
+
+    slots: int = Field(16, ge=2, description="states S, living and dead")
+    k: int = Field(2, ge=2, description="states that a token chooses; so many live at the least")
+    chunk: int = Field(16, gt=0, description="tokens C that are read before any of them is written")
+    width: int | None = Field(None, gt=0, description="numbers per state W; null for the model's width")
+    heads: int = Field(4, gt=0, description="heads of the attention among states")
+    living: int | None = Field(None, description="states that live at first; null for all")
+    prune: float = Field(0.1, ge=0, lt=1, description="a state dies when it gets less than this / S of the tokens")
+    split: float = Field(
+        0.25, gt=0, description="a state that gets more than this part of the tokens is split; 1: none"
+    )
+    decay: float = Field(0.99, ge=0, lt=1, description="of the running mean of what a state gets, per optimizer step")
+    balance_weight: float = Field(0.01, ge=0, description="recommended weight of the load-balance loss; 0 for none")
+
+    @model_validator(mode="after")
+    def _states_suffice(self) -> Self:
+        if self.k > self.slots:
+            raise ValueError(f"k {self.k} is more than the {self.slots} slots; use a k of at most {self.slots}")
+        if self.living is not None and not self.k <= self.living <= self.slots:
+            raise ValueError(
+                f"living {self.living} must lie between k and the number of slots: from {self.k} to {self.slots}"
+            )
+        if self.width is not None:
+            self._heads_fit(self.width)
+        return self
+
+    def fit(self, dim: int) -> None:
+        self._heads_fit(self.width or dim)
+
+    def _heads_fit(self, width: int) -> None:
+        if width % self.heads:
+            fitting = [heads for heads in range(1, min(width, 64) + 1) if width % heads == 0]
+            raise ValueError(f"{self.heads} heads do not divide states of width {width}; use one of {fitting}")
+
+
+def capabilities(config: NSMConfig) -> MemoryCapabilities:
+    """Streams token by token with a state of constant size; a chunk that a call leaves open is part of it."""
+    losses = {"balance": config.balance_weight} if config.balance_weight else {}
+    return MemoryCapabilities(growth="constant", rollback="snapshot", chunk=config.chunk, losses=losses)

@@ -1,0 +1,37 @@
+"""What altx-nsm offers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from altx import MemorySpec, hookimpl
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+@hookimpl
+def altx_memories() -> Iterable[MemorySpec]:
+    return [
+        MemorySpec(
+            "nsm",
+            summary="Neural State Machine: states that tokens choose by content, and that talk to each other",
+            description=(
+                "a = top-k softmax(q_t . norm(s_i)),  r_t = W_o sum a_ti s_i  from the states before the chunk;\n"
+                "then s_i <- GRU(mean over the chunk of v_t weighted by a_ti, s_i), s <- s + attention among states.\n"
+                "O(S W) per token and O(S W^2) per chunk of C tokens; parallel in a chunk, sequential across chunks.\n"
+                "State: 2 S W numbers per sequence, whatever the length. States that few tokens choose die,\n"
+                "one that many choose is split in two. For what must be kept by kind, beside a mixer of local context."
+            ),
+            build="altx_nsm.memory:build",
+            config="altx_nsm.config:NSMConfig",
+            capabilities="altx_nsm.config:capabilities",
+            paper=(
+                "rebuilt from the idea of github.com/reicalasso/beyond_transformer, src/nsm at a5c21ee; parts from "
+                "Locatello et al. 2020, arXiv:2006.15055 (weighted mean, GRU), and Goyal et al. 2019, arXiv:1909.10893 "
+                "(top-k update, attention among states)"
+            ),
+            attach=("residual", "gate"),
+            default_attach="residual",
+        )
+    ]

@@ -1,0 +1,56 @@
+"""Which states each token reads and writes, and how much."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from altx.context import Context
+from altx.router import Router, Targets
+
+
+class Choice(NamedTuple):
+    """How tokens share themselves out among S states.
+
+    Args:
+        share: (B, T, S), 0 for a state that was not chosen; all 0 at masked tokens. Carries the gradient.
+        chance: (S,) probabilities before the choice, summed over real tokens; 0 where another router chose.
+        losses: of another router.
+        load: (S,) what another router counts as its load, or None.
+    """
+
+    share: Tensor
+    chance: Tensor
+    losses: Mapping[str, Tensor]
+    load: Tensor | None
+
+
+def by_content(q: Tensor, keys: Tensor, alive: Tensor, k: int, mask: Tensor | None) -> Choice:
+    """The k living states that a token's query matches best, weighted by the softmax of these k scores.
+
+    Args:
+        q: (B, T, W), already scaled.
+        keys: (B, S, W).
+        alive: (S,) bool.
+        k: states per token.
+        mask: (B, T) bool, or None.
+    """
+    scores = (q @ keys.transpose(-1, -2)).masked_fill(~alive, torch.finfo(q.dtype).min)
+    top = scores.topk(k, -1)
+    share = torch.zeros_like(scores).scatter(-1, top.indices, torch.softmax(top.values, -1)) * alive
+    chance = torch.softmax(scores, -1)
+    if mask is not None:
+        share, chance = share * mask[..., None], chance * mask[..., None]
+    return Choice(share, chance.sum((0, 1)), {}, None)
+
+
+def by_router(router: Router, x: Tensor, states: Tensor, alive: Tensor, mask: Tensor | None) -> Choice:
+    """What any other router says of tokens x (B, T, D) and states (B, S, W)."""
+    batch, length = x.shape[:2]
+    targets = Targets(len(alive), "states", states, alive)
+    route = router.route(x, targets, Context(mask=mask))
+    share = route.dense(batch, length).permute(1, 2, 0).to(states.dtype)
+    return Choice(share, torch.zeros_like(share[0, 0]), route.losses, route.metrics.get("load"))
