@@ -78,7 +78,7 @@ class Routed(Layer):
         route = self.router.route(x, Targets(self.n, self.kind), ctx, state.child("router") if state else None)
         losses, metrics = scoped("router", route.losses), scoped("router", route.metrics)
         if route.slots is not None:
-            y = self._mixed(x, route.slots)
+            y = self._mixed(x, ctx, route.slots)
             return Output(y, _tree(route.state, [], None, None) if state else None, losses, metrics)
         if isinstance(self.targets, TargetBank):
             plan = route.plan()
@@ -103,16 +103,19 @@ class Routed(Layer):
         seen = None if state.seen is None else advanced(state.seen, x, ctx)
         return Output(y, _tree(route.state, states, pending, seen), losses, metrics)
 
-    def _mixed(self, x: Tensor, slots: Slots) -> Tensor:
+    def _mixed(self, x: Tensor, ctx: Context, slots: Slots) -> Tensor:
         """What the targets make of mixtures of tokens: (B, T, D)."""
+        if ctx.mask is not None:
+            # A share of 0 does not keep out NaN.
+            x = torch.where(ctx.mask[..., None], x, 0)
         batch, n, count, _ = slots.dispatch.shape
         mixtures = torch.einsum("bnst,btd->nbsd", slots.dispatch.to(x.dtype), x)
         if isinstance(self.targets, TargetBank):
             offsets = torch.arange(n + 1, device=x.device) * (batch * count)
             y = self.targets(mixtures.flatten(0, 2), offsets).view_as(mixtures)
         else:
-            ctx = Context(causal=False)
-            y = torch.stack([layer(rows, ctx).y for layer, rows in zip(self.layers, mixtures, strict=True)])
+            plain = Context(causal=False)
+            y = torch.stack([layer(rows, plain).y for layer, rows in zip(self.layers, mixtures, strict=True)])
         return torch.einsum("bnst,nbsd->btd", slots.combine.to(y.dtype), y)
 
 

@@ -21,7 +21,8 @@ class Depths(Router):
     While training, and in an encoder, each target uses the share of a row's tokens that score highest for it, and
     the others pass it by. In a causal model after training a predictor says which tokens those would be: the gate
     itself, whose logit then is above 0, or with predictor mlp a small network beside it, whose loss trains nothing
-    else (section 3.5).
+    else (section 3.5). The gate needs a bias for that, which the paper's equation 1 does not have: 0 would lie in
+    the middle of its logits, not where the chosen begin.
 
     Args:
         config: share and predictor.
@@ -35,6 +36,7 @@ class Depths(Router):
         self.capabilities = depths_capabilities(config)
         self.gate = Gate(dim, n)
         self.predictor: nn.Module | None = None
+        self.bias = nn.Parameter(torch.zeros(n)) if config.predictor == "gate" else None
         if config.predictor == "mlp":
             hidden = max(1, dim // 4)
             self.predictor = nn.Sequential(nn.Linear(dim, hidden), nn.SiLU(), nn.Linear(hidden, n))
@@ -42,6 +44,8 @@ class Depths(Router):
     def route(self, x: Tensor, targets: Targets, ctx: Context = FRESH, state: State | None = None) -> Route:
         batch, length, n = *x.shape[:2], targets.n
         logits = self.gate(x, targets, ctx)  # (B, T, n)
+        if self.bias is not None:
+            logits = logits + self.bias
         present, valid = routable(x, targets, ctx)
         open_ = valid[..., None].expand(-1, -1, n)
         if targets.alive is not None:
