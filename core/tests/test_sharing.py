@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from toy_plugin import Sharer
 
-from altx import checkpoint, recipe
+from altx import BuildContext, checkpoint, recipe
 from altx.capabilities import Capabilities, meet, placed
 from altx.compose import build, compose
 from altx.layer import FRESH, Layer
@@ -96,3 +97,10 @@ def test_a_shared_name_becomes_one_that_is_provided_or_required() -> None:
     assert placed(both, "ac") == Capabilities(provides=frozenset("b"), requires=frozenset("a"))
     assert placed(both, "a", target=True) == Capabilities(requires=frozenset("a"))
     assert meet([both, Capabilities()]).shares == both.shares
+
+
+def test_what_components_have_in_common_is_of_one_model() -> None:
+    first, second = BuildContext(dim=4), BuildContext(dim=4)
+    replace(first, layer=3).common["key"] = "value"
+    assert replace(first, layer=5).common == {"key": "value"}
+    assert not second.common and first == second and hash(first) == hash(second)

@@ -7,8 +7,9 @@ never imports the components themselves.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
-from typing import ClassVar
+from collections.abc import Hashable
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
 
 API_VERSION = 1
 """Version of the plugin contract. altx accepts this one and the one before it."""
@@ -53,6 +54,9 @@ class BuildContext:
         num_targets: for a router, how many targets it chooses among; else 0.
         exported: names that earlier layers export.
         heads: for a memory attached as "kv", what the attention hands to it; else None.
+        common: what components of one model have in common, by key. The first that is built puts it there. A module
+            is a submodule of that one alone, so that it is trained, counted and saved once; the others keep it where
+            torch does not register it, such as in a tuple.
     """
 
     dim: int
@@ -61,6 +65,7 @@ class BuildContext:
     num_targets: int = 0
     exported: frozenset[str] = frozenset()
     heads: Heads | None = None
+    common: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -95,12 +100,12 @@ class ComponentSpec:
 
     def problem(self) -> str | None:
         """Why this record cannot be used, in words, or None if it is sound."""
-        for field in fields(self):
-            value, expected = getattr(self, field.name), type(field.default)
-            if field.name == "name":
+        for each in fields(self):
+            value, expected = getattr(self, each.name), type(each.default)
+            if each.name == "name":
                 expected = str
             if not isinstance(value, expected):
-                return f"{field.name} must be {expected.__name__}, not {value!r}"
+                return f"{each.name} must be {expected.__name__}, not {value!r}"
         if not NAME.fullmatch(self.name):
             return f"name {self.name!r} does not match {NAME.pattern}"
         if not self.summary:

@@ -1,0 +1,1 @@
+"""Large tables of learned values, looked up by product keys, for altx."""
