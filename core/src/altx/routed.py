@@ -69,7 +69,7 @@ class Routed(Layer):
     def init_state(self, batch: int, **options: Unpack[StateOptions]) -> State | None:
         router = self.router.init_state(batch, **options)
         states = [target.init_state(batch, **options) for target in self.layers]
-        device = options.get("device") or next(self.parameters()).device
+        device = options.get("device") or next(self.parameters(), torch.empty(0)).device
         seen = torch.zeros(batch, dtype=torch.int64, device=device)
         return _tree(router, states, torch.zeros(batch, self.n, dtype=torch.bool, device=device), seen)
 

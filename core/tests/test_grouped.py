@@ -1,0 +1,91 @@
+"""One product per target: against a loop, with its gradients, and void rows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from altx.dispatch import plan
+from altx.feed_forward import SwiGLU, SwiGLUBank
+from altx.grouped import grouped_mm
+from altx.measure import count_flops
+
+OFFSETS = torch.tensor([0, 3, 3, 8, 9])
+
+
+def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+@pytest.mark.parametrize("widths", [(6, 5), (8, 8), (1, 3), (16, 24)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_it_is_a_loop_over_targets_with_zeros_in_void_rows(widths, dtype):
+    x, weight = randn(12, widths[0], dtype=dtype), randn(4, *widths, seed=1, dtype=dtype)
+    x[9:] = torch.nan
+    y = grouped_mm(x, weight, OFFSETS)
+    for i in range(4):
+        rows = slice(int(OFFSETS[i]), int(OFFSETS[i + 1]))
+        torch.testing.assert_close(y[rows], x[rows] @ weight[i])
+    assert y.dtype == dtype and not y[9:].any()
+
+
+def test_gradients_twice_and_none_from_void_rows():
+    x, weight = randn(12, 3).requires_grad_(), randn(4, 3, 2, seed=1).requires_grad_()
+    torch.autograd.gradcheck(lambda x, w: grouped_mm(x, w, OFFSETS), (x, weight))
+    torch.autograd.gradgradcheck(lambda x, w: grouped_mm(x, w, OFFSETS), (x, weight))
+    grouped_mm(x, weight, OFFSETS).sum().backward()
+    assert not x.grad[9:].any() and not weight.grad[1].any(), "a target without rows has gradient 0"
+
+
+@pytest.mark.parametrize("rows", [0, 5])
+def test_no_rows_at_all(rows):
+    x, weight = randn(rows, 4).requires_grad_(), randn(4, 4, 2).requires_grad_()
+    y = grouped_mm(x, weight, torch.zeros(5, dtype=torch.int64))
+    y.sum().backward()
+    assert y.shape == (rows, 2) and not y.any() and not weight.grad.any()
+
+
+def test_weights_may_be_transposed():
+    x, weight = randn(12, 6), randn(4, 5, 6).transpose(1, 2)
+    torch.testing.assert_close(grouped_mm(x, weight, OFFSETS), grouped_mm(x, weight.contiguous(), OFFSETS))
+
+
+def test_autocast_and_meta_and_compile():
+    x, weight = randn(12, 8, dtype=torch.float32), randn(4, 8, 8, dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert grouped_mm(x, weight, OFFSETS).dtype == torch.bfloat16
+    assert grouped_mm(x.to("meta"), weight.to("meta"), OFFSETS.to("meta")).shape == (12, 8)
+    compiled = torch.compile(lambda *args: grouped_mm(*args) + 1, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x, weight, OFFSETS), grouped_mm(x, weight, OFFSETS) + 1)
+
+
+def test_its_flops_are_counted():
+    x, weight = randn(12, 8).requires_grad_(), randn(4, 8, 5).requires_grad_()
+    assert count_flops(lambda: grouped_mm(x, weight, OFFSETS)) == 2 * 12 * 8 * 5
+
+
+def test_a_bank_is_its_experts():
+    experts, bank = [SwiGLU(6, 5).double() for _ in range(4)], SwiGLUBank(4, 6, 5).double()
+    with torch.no_grad():
+        for name in ("gate", "up", "down"):
+            getattr(bank, name).copy_(torch.stack([getattr(expert, name).weight.T for expert in experts]))
+    x = randn(12, 6)
+    y = bank(x, OFFSETS)
+    for i, expert in enumerate(experts):
+        rows = slice(int(OFFSETS[i]), int(OFFSETS[i + 1]))
+        torch.testing.assert_close(y[rows], expert(x[None, rows]).y[0])
+
+
+def test_what_a_void_pair_holds_reaches_nothing():
+    token, target = torch.tensor([0, 0, 1, 1, 2, 2]), torch.tensor([1, -1, 0, 1, -1, -1])
+    weight = torch.ones(6, dtype=torch.float64, requires_grad=True)
+    x = randn(1, 3, 4)
+    x[0, 2] = torch.nan
+    x.requires_grad_()
+    sorted_ = plan(token, target, weight, 2)
+    y = sorted_.gather(x) * 2
+    wild = torch.where(sorted_.valid[:, None], y, torch.nan)
+    out = sorted_.combine(wild, 1, 3)
+    torch.testing.assert_close(out[0, :2], 2 * torch.stack([x[0, 0], 2 * x[0, 1]]))
+    out.sum().backward()
+    assert not out[0, 2].any() and x.grad.isfinite().all() and weight.grad.isfinite().all()
