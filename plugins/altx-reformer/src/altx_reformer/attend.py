@@ -29,7 +29,7 @@ LEAST = -80.0
 
 PIECE = {"cpu": 1 << 20}
 """Scores held at a time, so that they fit into the cache; elsewhere as many as ELSEWHERE."""
-ELSEWHERE = 1 << 27
+ELSEWHERE = 1 << 25
 
 
 def attend(q_PTD: Tensor, k_PTD: Tensor, v_PTD: Tensor, order: Order) -> Tensor:
