@@ -11,6 +11,7 @@ from altx_rwkv.kernels import wkv4 as wkv4_package
 from altx_rwkv.kernels.token_shift import token_shift
 from altx_rwkv.kernels.wkv4 import EMPTY, wkv4
 from altx_rwkv.kernels.wkv4.cases import example
+from altx_rwkv.pointwise import squared_relu
 from torch import Tensor
 
 from altx_kernels import KernelError, Op
@@ -146,6 +147,14 @@ def test_a_compiled_function_gives_the_same(options: tuple[str, ...]) -> None:
     compiled = torch.compile(run, backend="aot_eager", fullgraph=True)
     for one, other in zip(*(torch.autograd.grad(f(), values["k"]) for f in (run, compiled)), strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_the_squared_relu_is_one_with_all_its_derivatives() -> None:
+    x = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(squared_relu(x), torch.relu(x) ** 2)
+    assert torch.autograd.gradcheck(squared_relu, x) and torch.autograd.gradgradcheck(squared_relu, x)
+    slopes = torch.func.vmap(torch.func.grad(lambda row: squared_relu(row).sum()))(x.detach())
+    torch.testing.assert_close(slopes, 2 * torch.relu(x.detach()))
 
 
 def test_what_does_not_fit_is_refused_in_words() -> None:

@@ -6,27 +6,31 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
 class _SquaredReLU(torch.autograd.Function):
     """Keeps x alone for the backward pass, which is there anyway; autograd would keep two results more."""
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return torch.relu(x).square_()
+    generate_vmap_rule = True
 
     @staticmethod
-    @once_differentiable
+    def forward(x: Tensor) -> Tensor:
+        y = torch.relu(x)
+        return y.mul_(y)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
     def backward(ctx: Any, g: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        return torch.relu(x).mul_(2).mul_(g)
+        return times((x + x).relu_(), g)
 
 
 def squared_relu(x: Tensor) -> Tensor:
-    """max(x, 0)^2; no second derivative."""
+    """max(x, 0)^2."""
     y: Tensor = _SquaredReLU.apply(x)  # type: ignore[no-untyped-call]
     return y
 
@@ -44,8 +48,8 @@ def affine(x: Tensor, down: Tensor, up: Tensor, bias: Tensor, *, squash: bool = 
     return F.linear(torch.tanh(inner) if squash else inner, up.T, bias.flatten())
 
 
-def blend(x: Tensor, other: Tensor, fresh: Tensor) -> Tensor:
-    """x + fresh (other - x), in the memory of `fresh`, which nobody else knows, where no gradient may need it."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return torch.lerp(x, other, fresh)
-    return torch.lerp(x, other, fresh, out=fresh)
+def blend(x: Tensor, change: Tensor, fresh: Tensor) -> Tensor:
+    """x + fresh * change, in the memory of `fresh`, which nobody else knows, where no gradient may need it."""
+    if torch.is_grad_enabled():
+        return torch.addcmul(x, change, fresh)
+    return fresh.mul_(change).add_(x)

@@ -66,7 +66,8 @@ class RWKV6(MatrixState):
         self, batch: RealFirst, shared: Mapping[str, Tensor], state: State | None
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         x, before = batch.x, token_before(batch, state)
-        xw, xk, xv, xr, xg = (blend(x, before, m) for m in self._shifts(x, before))
+        change = before - x
+        xw, xk, xv, xr, xg = (blend(x, change, m) for m in self._shifts(x, before))
         r, k, v = (
             self.split(project(part)) for project, part in ((self.receptance, xr), (self.key, xk), (self.value, xv))
         )

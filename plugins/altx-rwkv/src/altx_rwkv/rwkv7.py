@@ -94,9 +94,8 @@ class RWKV7(MatrixState):
         g = times(torch.sigmoid(w.to(torch.promote_types(w.dtype, torch.float32))), -DECAY)
         exports = {name: v for name in self.exported}
         if self.read:
-            v = blend(
-                v, shared["v_first"].to(v.dtype), torch.sigmoid(affine(xv, self.v1, self.v2, self.v0)).to(v.dtype)
-            )
+            change = shared["v_first"].to(v.dtype) - v
+            v = blend(v, change, torch.sigmoid(affine(xv, self.v1, self.v2, self.v0)).to(v.dtype))
         a = torch.sigmoid(affine(xa, self.a1, self.a2, self.a0)).to(k.dtype)
         gate = torch.sigmoid(xg @ self.g1) @ self.g2
         kappa = F.normalize(self.split(k * self.k_k), dim=-1)
