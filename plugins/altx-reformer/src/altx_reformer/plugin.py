@@ -25,7 +25,7 @@ def altx_token_mixers() -> Iterable[MixerSpec]:
                 "Causal: j is one of the last bucket_size tokens of t's bucket. Encoder: buckets sorted and chunked,\n"
                 "a chunk sees itself and the one before, as published. T log T time, memory linear in T.\n"
                 "State: 2 dim + n_hashes heads numbers per token; a step reads it all, as attention does.\n"
-                "Use it for long sequences in one go (training, encoders); below some 10,000 tokens attention is faster."
+                "Use it for long sequences in one go (training, encoders); below about 10,000, attention is faster."
             ),
             build="altx_reformer.reformer:build",
             config="altx_reformer.config:ReformerConfig",
