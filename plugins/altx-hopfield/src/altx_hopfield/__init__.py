@@ -1,0 +1,1 @@
+"""A modern Hopfield network over learned patterns, for altx."""
