@@ -1,4 +1,4 @@
-"""The dispatch plan: which rows of which target a batch of tokens becomes, in one sorted list."""
+"""The dispatch plan: which rows of which target a batch of tokens becomes, in one sorted list, or side by side."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from altx.context import Context
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,62 @@ class Plan:
     def valid(self) -> Tensor:
         """(P,) bool: pairs that have a target."""
         return torch.arange(len(self.token), device=self.token.device) < self.offsets[-1]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where one target's tokens stand when each row's are laid side by side, as (B, L) with padding at the end.
+
+    Args:
+        token: (C,) int64 b*T + t, in order.
+        place: (C,) int64 b*L + l; None if it is 0, 1, 2, ...: no row has padding.
+        source: (B*L,) int64 which of the C tokens stands there; padding repeats one.
+        mask: (B, L) bool, False for padding; None if there is none.
+    """
+
+    token: Tensor
+    place: Tensor | None
+    source: Tensor | None
+    mask: Tensor | None
+    shape: tuple[int, int]
+
+    @classmethod
+    def of(cls, token: Tensor, counts: Tensor, host: list[int], length: int) -> Rows:
+        """From the number of tokens of each row, on the device (B,) and here. length: T."""
+        shape = (len(host), max([*host, 1]))  # No layer is asked to do nothing.
+        if min(host) == shape[1]:
+            return cls(token, None, None, None, shape)
+        step = torch.arange(shape[1], device=token.device)
+        start = counts.cumsum(0) - counts
+        row = token // length
+        place = row * shape[1] + torch.arange(len(token), device=token.device) - start[row]
+        source = (start[:, None] + step).clamp(max=max(len(token) - 1, 0)).flatten()
+        return cls(token, place, source, step < counts[:, None], shape)
+
+    def lay(self, values: Tensor) -> Tensor:
+        """(C, ...) as (B, L, ...)."""
+        if not len(values):
+            return values.new_zeros(*self.shape, *values.shape[1:])
+        spread = values if self.source is None else values.index_select(0, self.source)
+        return spread.view(*self.shape, *values.shape[1:])
+
+    def pick(self, values: Tensor) -> Tensor:
+        """(B, L, ...) as (C, ...)."""
+        flat = values.flatten(0, 1)
+        return flat if self.place is None else flat.index_select(0, self.place)
+
+    def context(self, ctx: Context) -> Context:
+        """The context of (B, T) for (B, L)."""
+
+        def move(value: Tensor | None) -> Tensor | None:
+            return None if value is None else self.lay(value.flatten(0, 1).index_select(0, self.token))
+
+        return ctx.replace(
+            mask=self.mask,
+            positions=move(ctx.positions),
+            reset=move(ctx.reset),
+            shared={name: self.lay(value.flatten(0, 1)[self.token]) for name, value in ctx.shared.items()},
+        )
 
 
 def plan(token: Tensor, target: Tensor, weight: Tensor, num_targets: int) -> Plan:

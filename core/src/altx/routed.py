@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
+from altx import dispatch
 from altx.capabilities import routed
 from altx.context import Context
 from altx.errors import CompositionError
 from altx.layer import FRESH, Component, Layer, Output, StateOptions, advanced, scoped
-from altx.layout import compaction, take
-from altx.router import Router, Slots, Targets
+from altx.router import Route, Router, Slots, Targets
 from altx.state import Leaf, State
 
 
@@ -41,7 +40,7 @@ class Routed(Layer):
     Args:
         router: the router.
         targets: a TargetBank, or layers, which must honour a mask: a layer gets the tokens of its own, side by side,
-            or under torch.compile the whole row under a mask.
+            or where that cannot be the whole row under a mask, in graphs of torch.compile for one.
         kind: what the targets are, for the router to know.
 
     Raises:
@@ -84,24 +83,56 @@ class Routed(Layer):
             plan = route.plan()
             y = plan.combine(self.targets(plan.gather(x), plan.offsets), batch, length)
             return Output(y, _tree(route.state, [], None, None) if state else None, losses, metrics)
-        weights, chosen = route.dense(batch, length), route.chosen(batch, length)
+        chosen = route.chosen(batch, length)
         pending = state.leaves.get("pending") if state else None
         resets, pending = _resets(ctx, chosen, pending)
         before = state.children.get("targets") if state else None
-        y, states = torch.zeros_like(x), []
-        longest = _longest(x, ctx, chosen)
-        for index, layer in enumerate(self.layers):
-            here = ctx.and_mask(chosen[index]).replace(reset=None if resets is None else resets[index])
-            out = _side_by_side(layer, x, here, before.child(str(index)) if before else None, longest[index])
-            # What a layer returns at masked tokens is unspecified, so it must not be multiplied by 0.
-            y = y + torch.where(chosen[index, ..., None], out.y, 0) * weights[index, ..., None].to(x.dtype)
-            states.append(out.state)
+        inner = [before.child(str(index)) if before else None for index in range(self.n)]
+        contexts = [
+            ctx.and_mask(chosen[index]).replace(reset=None if resets is None else resets[index])
+            for index in range(self.n)
+        ]
+        if _countable(x, ctx):
+            outs, y = self._side_by_side(x, route, chosen, contexts, inner)
+        else:
+            outs, y, weights = [], torch.zeros_like(x), route.dense(batch, length)
+            for index, layer in enumerate(self.layers):
+                outs.append(layer(x, contexts[index], inner[index]))
+                # What a layer returns at masked tokens is unspecified, so it must not be multiplied by 0.
+                own = torch.where(chosen[index, ..., None], outs[index].y, 0)
+                y = y + own * weights[index, ..., None].to(x.dtype)
+        for index, out in enumerate(outs):
             losses.update(scoped(f"targets.{index}", out.losses))
             metrics.update(scoped(f"targets.{index}", out.metrics))
+        states = [out.state for out in outs]
         if state is None:
             return Output(y, None, losses, metrics)
         seen = None if state.seen is None else advanced(state.seen, x, ctx)
         return Output(y, _tree(route.state, states, pending, seen), losses, metrics)
+
+    def _side_by_side(
+        self, x: Tensor, route: Route, chosen: Tensor, contexts: list[Context], states: list[State | None]
+    ) -> tuple[list[Output], Tensor]:
+        """Every target on the tokens of its own only: outputs, and their weighted sum (B, T, D)."""
+        batch, length = x.shape[:2]
+        counts = chosen.sum(-1)
+        # Asks the device, once for all targets, which costs less than what they would do in vain.
+        host: list[list[int]] = counts.tolist()
+        sizes = [sum(rows) for rows in host]
+        # In order of target, row and time.
+        target, token = chosen.flatten(1).nonzero(as_tuple=True)
+        tokens, weights = token.split(sizes), route.dense(batch, length).flatten(1)[target, token].split(sizes)
+        flat, outs = x.flatten(0, 1), []
+        total: Tensor | None = None
+        for index, layer in enumerate(self.layers):
+            rows = dispatch.Rows.of(tokens[index], counts[index], host[index], length)
+            out = layer(rows.lay(flat.index_select(0, tokens[index])), rows.context(contexts[index]), states[index])
+            y = rows.pick(out.y) * weights[index][:, None].to(out.y.dtype)
+            total = y.new_zeros(len(flat), y.shape[1]) if total is None else total
+            total.index_add_(0, tokens[index], y)
+            outs.append(out)
+        assert total is not None
+        return outs, total.view(batch, length, -1)
 
     def _mixed(self, x: Tensor, ctx: Context, slots: Slots) -> Tensor:
         """What the targets make of mixtures of tokens: (B, T, D)."""
@@ -119,42 +150,11 @@ class Routed(Layer):
         return torch.einsum("bnst,nbsd->btd", slots.combine.to(y.dtype), y)
 
 
-def _longest(x: Tensor, ctx: Context, chosen: Tensor) -> list[int]:
-    """Tokens that each target has in its longest row; the whole length where they cannot be laid side by side.
-
-    Asks the device once for all targets, which costs less than what they would do in vain; a graph that is traced
-    cannot, and packed sequences or edges between tokens say where these are.
-    """
-    length = x.shape[1]
-    if length < 2 or torch.compiler.is_compiling() or x.is_meta or (ctx.cu_seqlens, ctx.graph, ctx.grid) != (None,) * 3:
-        return [length] * len(chosen)
-    counts = chosen.sum(-1)
-    longest: list[int] = counts.amax(1).tolist() if counts.shape[1] else [length] * len(chosen)
-    return longest
-
-
-def _side_by_side(layer: Layer, x: Tensor, ctx: Context, state: State | None, longest: int) -> Output:
-    """The layer on the real tokens of x only, at most `longest` in a row; its y is (B, T, D) all the same."""
-    out: Output
-    if longest == x.shape[1]:
-        out = layer(x, ctx, state)
-        return out
-    assert ctx.mask is not None
-    order, back = compaction(ctx.mask)
-    count = max(longest, 1)  # No layer is asked to do nothing.
-    order = order[:, :count]
-    mask = take(ctx.mask, order)
-    few = ctx.replace(
-        mask=mask,
-        positions=None if ctx.positions is None else take(ctx.positions, order),
-        reset=None if ctx.reset is None else take(ctx.reset & ctx.mask, order),
-        shared={name: take(value, order) for name, value in ctx.shared.items()},
-    )
-    if x.shape[0] == 1 and longest:
-        # One row has no padding, and many layers are faster without a mask.
-        few = few.replace(mask=None)
-    out = layer(take(x, order), few, state)
-    return replace(out, y=take(out.y, back.clamp(max=count - 1)))
+def _countable(x: Tensor, ctx: Context) -> bool:
+    """Whether targets can be given the tokens of their own only: not in a graph that is traced, which cannot ask for
+    their number, nor where packed sequences, edges or a grid say where tokens are."""
+    placed = ctx.cu_seqlens is not None or ctx.graph is not None or ctx.grid is not None
+    return x.shape[0] > 0 and x.shape[1] > 1 and not (placed or x.is_meta or torch.compiler.is_compiling())
 
 
 def _resets(ctx: Context, chosen: Tensor, pending: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
