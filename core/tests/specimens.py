@@ -19,7 +19,7 @@ from altx.resolve import Blueprint, resolve
 from altx.routed import Routed
 from altx.router import Route, Router, Targets
 from altx.state import Leaf, State
-from altx.testing.partners import MovingAverage
+from altx.testing.partners import MovingAverage, SelfAttention
 
 DIM = 16
 
@@ -307,7 +307,15 @@ def reinitialising_composer(blueprint: Blueprint) -> Model:
     return model
 
 
+class HandsOverPadding(SelfAttention):
+    """Tells a memory nothing of masked tokens."""
+
+    def forward(self, x: Tensor, ctx: Context = FRESH, state: State | None = None) -> Output:
+        return super().forward(x, ctx.replace(mask=None), state)
+
+
 SPECIMENS = {
+    "recall": HandsOverPadding,
     "causality": LooksAhead,
     "halves": IgnoresState,
     "rows": MixesRows,

@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.nn import functional as F
-from toy_plugin import Relay
+from toy_plugin import Pages, Relay
 
 from altx import recipe
-from altx.attach import KVAttach, MemoryLayer
+from altx.attach import ContextAttach, KVAttach, MemoryLayer
 from altx.compose import compose
-from altx.context import Context
+from altx.context import Context, Cross
 from altx.errors import CompositionError, UnsupportedContext
 from altx.memory import NOTHING, attended, split_heads
 from altx.registry import Registry
@@ -21,7 +21,7 @@ from altx.segment_loop import SegmentLoop
 from altx.spec import Heads
 from altx.testing import prove
 from altx.testing.case import difference
-from altx.testing.partners import Ledger, MovingAverage, SelfAttention
+from altx.testing.partners import Across, Ledger, MovingAverage, SelfAttention
 from altx.testing.runner import check_component
 
 IN_SLOT = {"mixer": "average", "memory": "notebook", "attach": "ffn", "dim": 16}
@@ -130,6 +130,35 @@ def test_a_layer_that_does_not_ask_for_what_it_accepts_is_found_out() -> None:
     heads = Heads(query=1, kv=1, key_dim=4, value_dim=4)
     with pytest.raises(TypeError, match="asked 0 times"):
         KVAttach(MovingAverage(16), Ledger(heads))(torch.zeros(1, 2, 16), Context())
+
+
+def test_a_mixer_attends_across_to_what_was_read_for_its_chunk() -> None:
+    """Against the plain loop."""
+    mixer, memory, x = Across(16).double(), Pages(16).double(), torch.randn(2, 10, 16, dtype=torch.float64)
+    held, ys = torch.zeros(2, 2, 16, dtype=torch.float64), []
+    for chunk in x.split(4, 1):
+        tokens = torch.cat([memory.title.expand(2, 1, -1), held], 1)
+        ys.append(mixer(chunk, Context(cross=Cross(tokens))).y)
+        held = torch.stack([held[:, 1], chunk.mean(1)], 1)
+    layer = ContextAttach(mixer, memory)
+    assert difference(layer(x).y, torch.cat(ys, 1)) < 1e-12
+    with pytest.raises(UnsupportedContext, match=r"ctx\.cross is taken"):
+        layer(x, Context(cross=Cross(x)))
+
+
+def test_a_memory_as_context(toy: Registry) -> None:
+    model = compose({"mixer": "across", "memory": "pages", "dim": 16}, plugins=toy)
+    assert not model.capabilities.cross
+    assert [r for r in prove(model) if r.status == "failed"] == []
+    results = check_component("pages", plugins=toy)
+    assert [(r.subject, r.check, r.message) for r in results if r.status == "failed"] == []
+    assert {r.subject for r in results} == {"pages", "pages[context]", "pages[residual]", "pages[gate]"}
+
+
+def test_a_mixer_that_does_not_attend_across_is_refused(toy: Registry) -> None:
+    with pytest.raises(CompositionError, match=r"mixer .average. .* does not attend across to tokens") as caught:
+        resolve(recipe.load({"mixer": "average", "memory": "pages", "dim": 16}), toy)
+    assert "declares cross" in str(caught.value)
 
 
 def test_segments_pass_on_what_became_of_the_tokens_after_them() -> None:

@@ -24,6 +24,7 @@ def test_a_right_mixer_passes_every_check() -> None:
     assert failed(results) == [], [r for r in results if r.status == "failed"]
     assert {r.check for r in results if r.status == "skipped"} == {
         "scan",
+        "recall",
         "graph",
         "graph-refused",
         "initialisation",

@@ -16,7 +16,7 @@ from altx.layer import FRESH, Layer, Output, advanced
 from altx.memory import Memory, Read
 from altx.router import Route, Router, Targets
 from altx.state import Leaf, State
-from altx.testing.partners import Ledger, MovingAverage, SelfAttention
+from altx.testing.partners import Across, Ledger, MovingAverage, SelfAttention
 
 
 class AverageConfig(Config):
@@ -127,6 +127,59 @@ class Notebook(Memory):
         loss = torch.where(real, u.square().mean(-1), 0).sum() / real.sum().clamp(min=1)
         assert state.seen is not None
         return state.replace(total=total, seen=advanced(state.seen, u, ctx)), {"size": loss}
+
+
+class Pages(Memory):
+    """Four tokens at a time: their mean is a page, and the last two pages and a title are read."""
+
+    capabilities = MemoryCapabilities(
+        growth="constant", rollback="snapshot", chunk=4, losses={"size": 0.1}, compiles=False
+    )
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.title = nn.Parameter(torch.randn(dim))
+
+    def init_state(
+        self,
+        batch: int,
+        *,
+        capacity: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> State:
+        empty = torch.zeros(batch, 3, len(self.title), device=device, dtype=dtype)
+        leaves = {"pages": empty[:, :2], "open": empty[:, 2], "count": torch.zeros(batch, dtype=torch.int64)}
+        return State(leaves, {name: Leaf(kind="memory") for name in leaves}, seen=leaves["count"])
+
+    def offset(self, state: State) -> list[int]:
+        return state["count"].tolist()
+
+    def _start(self, state: State, ctx: Context) -> State:
+        if ctx.reset is None:
+            return state
+        real = ctx.reset if ctx.mask is None else ctx.reset & ctx.mask
+        fresh = self.init_state(len(real), dtype=state["open"].dtype)
+        return fresh.where(real.any(1), state).replace(seen=state.seen)
+
+    def read(self, q: Tensor, state: State, ctx: Context = FRESH) -> tuple[Read, State]:
+        assert q.shape[1] <= 4, "within a chunk"
+        pages = self._start(state, ctx)["pages"]
+        tokens = torch.cat([self.title.to(pages.dtype).expand(len(pages), 1, -1), pages], 1)
+        return Read(value=q * tokens.mean(1, keepdim=True), tokens=tokens), state
+
+    def write(self, u: Tensor, state: State, ctx: Context = FRESH) -> tuple[State, dict[str, Tensor]]:
+        start = self._start(state, ctx)
+        real = torch.ones(u.shape[:2], dtype=torch.bool) if ctx.mask is None else ctx.mask
+        page, count = start["open"] + torch.where(real[..., None], u, 0).sum(1) / 4, start["count"] + real.sum(1)
+        assert int(count.max()) <= 4, "within a chunk"
+        full = (count == 4)[:, None]
+        pages = torch.where(full[..., None], torch.stack([start["pages"][:, 1], page], 1), start["pages"])
+        new = state.replace(
+            pages=pages, open=torch.where(full, 0, page), count=count % 4, seen=advanced(state.seen, u, ctx)
+        )
+        size = (u * real[..., None]).square().mean(-1).sum() / real.sum().clamp(min=1)
+        return new.where(real.any(1), state), {"size": size}
 
 
 class RelayConfig(Config):
@@ -243,6 +296,22 @@ def build_ledger(config: Config, ctx: BuildContext) -> Memory:
     return Ledger(ctx.heads)
 
 
+def pages_capabilities(config: Config) -> MemoryCapabilities:
+    return Pages.capabilities
+
+
+def across_capabilities(config: Config) -> Capabilities:
+    return Across.capabilities
+
+
+def build_pages(config: Config, ctx: BuildContext) -> Memory:
+    return Pages(ctx.dim)
+
+
+def build_across(config: Config, ctx: BuildContext) -> Layer:
+    return Across(ctx.dim)
+
+
 def build_relay(config: RelayConfig, ctx: BuildContext) -> Memory:
     return Relay(ctx.dim, config.segment)
 
@@ -267,6 +336,7 @@ def altx_token_mixers() -> list[MixerSpec]:
         _mixer("sharer", "EmptyConfig", "sharer_capabilities", "build_sharer"),
         _mixer("chunky", "EmptyConfig", "chunky_capabilities"),
         _mixer("short", "EmptyConfig", "short_capabilities"),
+        _mixer("across", "EmptyConfig", "across_capabilities", "build_across"),
         _mixer("self", "EmptyConfig", "self_capabilities", "build_self"),
         _mixer("wrong", "EmptyConfig", "average_capabilities", "build_wrong"),
         _mixer("raises", "EmptyConfig", "average_capabilities", "build_raises"),
@@ -297,6 +367,15 @@ def altx_memories() -> list[MemorySpec]:
             capabilities="toy_plugin:ledger_capabilities",
             attach=("kv",),
             default_attach="kv",
+        ),
+        MemorySpec(
+            "pages",
+            summary="means of four tokens",
+            build="toy_plugin:build_pages",
+            config="toy_plugin:EmptyConfig",
+            capabilities="toy_plugin:pages_capabilities",
+            attach=("context", "residual", "gate"),
+            default_attach="context",
         ),
         MemorySpec(
             "relay",

@@ -4,6 +4,8 @@ residual:    y = mixer(n(x)) + memory(n(x))
 gate:        y = mixer(n(x)) * sigmoid(W memory(n(x)))
 controller:  token by token, h_t = mixer(W [n(x_t); r_{t-1}]), r_t = memory(h_t), y_t = h_t + r_t
 kv:          y = mixer(n(x)), an attention whose softmax takes in what the memory holds for each query
+context:     y = mixer(n(x)), which attends across to the tokens that were read for its chunk
+tokens:      around all blocks, see `altx.segment_loop`
 ffn:         y = memory(n(x)), where the feed-forward would stand
 """
 
@@ -17,9 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from altx.capabilities import meet
-from altx.context import Context
+from altx.context import Context, Cross
+from altx.errors import UnsupportedContext
 from altx.layer import FRESH, Layer, Output, StateOptions, scoped
-from altx.memory import Attended, Memory, Scan
+from altx.memory import Attended, Chunk, Memory, Scan, added, put_back
 from altx.state import Leaf, State
 
 
@@ -142,6 +145,44 @@ class KVAttach(_Attached):
             {**scoped("mixer", mixed.metrics), **(scoped("memory", scans[0].metrics) if scans else {})},
             mixed.exports,
         )
+
+
+class ContextAttach(_Attached):
+    """The mixer attends across to what is read for each chunk: `ctx.cross` holds the memory's tokens."""
+
+    def __init__(self, mixer: Layer, memory: Memory) -> None:
+        super().__init__(mixer, memory)
+        self.capabilities = replace(self.capabilities, cross=False)
+
+    def forward(self, x: Tensor, ctx: Context = FRESH, state: State | None = None) -> Output:
+        if ctx.cross is not None:
+            raise UnsupportedContext("ctx.cross is taken: the mixer attends across to its memory")
+        start = state or self.init_state(x.shape[0], device=x.device, dtype=x.dtype)
+        mixer, held = start.child("mixer"), start.children["memory"]
+        chunks: list[Chunk] = []
+        ys: list[Tensor] = []
+        exports: dict[str, list[Tensor]] = {}
+        losses: dict[str, Tensor] = {}
+        metrics: dict[str, Tensor] = {}
+        for chunk in self.memory.chunks(x, held, ctx):
+            if chunk.read.tokens is None:
+                raise TypeError(f"{type(self.memory).__name__} reads no tokens, so it cannot be attached as context")
+            mixed = self.mixer(chunk.x, chunk.ctx.replace(cross=Cross(chunk.read.tokens)), mixer)
+            mixer, held = mixed.state, chunk.state
+            chunks.append(chunk)
+            ys.append(mixed.y)
+            for name, value in mixed.exports.items():
+                exports.setdefault(name, []).append(value)
+            added(losses, scoped("memory", chunk.losses))
+            for into, part in ((losses, mixed.losses), (metrics, mixed.metrics)):
+                added(into, {name: value * chunk.share for name, value in scoped("mixer", part).items()})
+        after = (
+            State(children={"memory": held} if mixer is None else {"mixer": mixer, "memory": held}) if state else None
+        )
+        if not chunks:
+            return Output(torch.zeros_like(x), after)
+        whole = {name: put_back(chunks, each, x) for name, each in exports.items()}
+        return Output(put_back(chunks, ys, x), after, losses, metrics, whole)
 
 
 class ControllerAttach(_Attached):

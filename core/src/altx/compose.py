@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,7 +11,7 @@ import torch
 
 from altx import recipe, registry
 from altx.adapters import Bidirectional, PadToMultiple, PrefixReplay, Unpack
-from altx.attach import ControllerAttach, GateAttach, KVAttach, MemoryLayer, ResidualAttach
+from altx.attach import ContextAttach, ControllerAttach, GateAttach, KVAttach, MemoryLayer, ResidualAttach
 from altx.block import Residual, Stack
 from altx.errors import AltxError, BrokenPlugin, CompositionError
 from altx.layer import Component, Layer
@@ -108,8 +108,11 @@ def _one_way(branch: Branch, ctx: BuildContext) -> Layer:
 
 def attach(mode: str, mixer: Layer, memory: Memory, dim: int) -> Layer:
     """A mixer with a memory attached."""
-    if mode in ("residual", "kv"):
-        return (ResidualAttach if mode == "residual" else KVAttach)(mixer, memory)
+    if mode in ("residual", "kv", "context"):
+        kinds: dict[str, Callable[[Layer, Memory], Layer]] = {
+            "residual": ResidualAttach, "kv": KVAttach, "context": ContextAttach,
+        }  # fmt: skip
+        return kinds[mode](mixer, memory)
     return (GateAttach if mode == "gate" else ControllerAttach)(mixer, memory, dim)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from altx.capabilities import Capabilities, MemoryCapabilities
 
-IN_A_LAYER = ("residual", "gate", "controller", "kv")
+IN_A_LAYER = ("residual", "gate", "controller", "kv", "context")
 """Attach modes of `altx.attach` that make one layer of a mixer and a memory."""
 
 IMPLEMENTED = (*IN_A_LAYER, "tokens", "ffn")
@@ -44,6 +44,9 @@ def misfit(
         )
     if mode == "controller" and not holds.steps:
         return f"{what} cannot be fed one token at a time, so it has no controller", "use attach residual or gate"
+    if mode == "context" and (adapters or not can.cross or can.streaming != "token"):
+        lacks = "does not attend across to tokens" if not can.cross else "cannot be cut where the memory's chunks end"
+        return f"{whose} {lacks}, such as {what} reads", "use a mixer that declares cross and streams by token"
     if mode == "kv" and (adapters or not can.accepts_kv):
         return (
             f"{whose} takes no keys and values, such as {what} holds, into a softmax of its own",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -104,6 +104,29 @@ class Scan:
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Chunk:
+    """A chunk that was read and written.
+
+    Args:
+        cut: where its tokens stand in the call; None for the single tokens of a memory of chunk 1, in order.
+        x: its tokens (B, n, D).
+        ctx: their context.
+        read: what was read.
+        state: the memory after it.
+        losses: unscaled, times its share of the call's real tokens.
+        share: that share, a scalar.
+    """
+
+    cut: Piece | None
+    x: Tensor
+    ctx: Context
+    read: Read
+    state: State
+    losses: Mapping[str, Tensor]
+    share: Tensor
+
+
 class Memory(Component):
     """Something written to and read from.
 
@@ -144,47 +167,65 @@ class Memory(Component):
         """Tokens of each row's open chunk. A memory with chunks that honours resets counts them itself."""
         return [] if state.seen is None else (state.seen % self.capabilities.chunk).tolist()
 
+    def chunks(self, x: Tensor, state: State, ctx: Context = FRESH) -> Iterator[Chunk]:
+        """Read and write the tokens of x (B, T, D) in order, chunk by chunk."""
+        chunk = self.capabilities.chunk
+        cuts: Iterable[tuple[Piece | None, Tensor, Context]]
+        if chunk > 1:
+            cuts = ((cut, cut.take(x), cut.ctx) for cut in pieces(x, ctx, self.offset(state), chunk))
+        else:
+            cuts = ((None, x[:, t : t + 1], ctx.slice(t, t + 1)) for t in range(x.shape[1]))
+        for cut, piece, here in cuts:
+            if self.capabilities.order == "read-write":
+                read, state = self.read(piece, state, here)
+                state, losses = self.write(piece, state, here)
+            else:
+                state, losses = self.write(piece, state, here)
+                read, state = self.read(piece, state, here)
+            share = here.share_of(ctx, piece, x)
+            yield Chunk(cut, piece, here, read, state, {name: loss * share for name, loss in losses.items()}, share)
+
     def scan(self, x: Tensor, state: State, ctx: Context = FRESH) -> Scan:
         """Read and write the tokens of x (B, T, D) in order, chunk by chunk.
 
         A memory may override it with something faster that gives the same result. Losses are averaged
         over real tokens.
         """
-        chunk = self.capabilities.chunk
-        if chunk > 1:
-            cuts = [*pieces(x, ctx, self.offset(state), chunk)]
-            parts = [(cut.take(x), cut.ctx) for cut in cuts]
-        else:
-            cuts, parts = [], [(x[:, t : t + 1], ctx.slice(t, t + 1)) for t in range(x.shape[1])]
-        reads: list[Read] = []
+        done = [*self.chunks(x, state, ctx)]
+        if not done:
+            # Nothing real has come.
+            read = self.read(x[:, :0], state, ctx.slice(0, 0))[0]
+            return Scan(_joined([Chunk(None, x, ctx, read, state, {}, x.new_ones(()))], x), state)
         losses: dict[str, Tensor] = {}
-        for piece, here in parts:
-            if self.capabilities.order == "read-write":
-                read, state = self.read(piece, state, here)
-                state, new_losses = self.write(piece, state, here)
-            else:
-                state, new_losses = self.write(piece, state, here)
-                read, state = self.read(piece, state, here)
-            reads.append(read)
-            for name, loss in new_losses.items():
-                losses[name] = losses.get(name, torch.zeros_like(loss)) + loss * here.share_of(ctx, piece, x)
-        if not reads:
-            return Scan(self.read(x, state, ctx)[0], state)
-        return Scan(_joined(reads, cuts, x), state, losses)
+        for chunk in done:
+            added(losses, chunk.losses)
+        return Scan(_joined(done, x), done[-1].state, losses)
 
 
-def _joined(reads: list[Read], cuts: list[Piece], x: Tensor) -> Read:
-    """Reads of consecutive chunks of x as one."""
+def added(into: dict[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Add values to those of the same name."""
+    for name, value in values.items():
+        into[name] = into.get(name, torch.zeros_like(value)) + value
 
-    def join(each: list[Tensor]) -> Tensor:
-        return gathered([*zip(cuts, each, strict=True)], x) if cuts else torch.cat(each, 1)
 
+def put_back(chunks: list[Chunk], each: list[Tensor], x: Tensor) -> Tensor:
+    """What came of every chunk of x (B, T, D), each (B, n, ...), where its tokens stand: (B, T, ...)."""
+    cuts = [(chunk.cut, y) for chunk, y in zip(chunks, each, strict=True) if chunk.cut]
+    if cuts:
+        return gathered(cuts, x)
+    y = torch.cat(each, 1)
+    return y if y.shape[1] else y.new_zeros(len(x), x.shape[1], *y.shape[2:])
+
+
+def _joined(chunks: list[Chunk], x: Tensor) -> Read:
+    """Reads of the chunks of x as one."""
+    reads = [chunk.read for chunk in chunks]
     values = [read.value for read in reads if read.value is not None]
     tokens = [read.tokens for read in reads if read.tokens is not None]
     found = [read.attended for read in reads if read.attended is not None]
     return Read(
-        join(values) if values else None,
+        put_back(chunks, values, x) if values else None,
         torch.cat(tokens, 1) if tokens else None,
         None,
-        Attended(join([a.value for a in found]), join([a.weight for a in found])) if found else None,
+        Attended(*(put_back(chunks, [*each], x) for each in zip(*found, strict=True))) if found else None,
     )

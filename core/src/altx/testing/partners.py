@@ -73,6 +73,24 @@ class MovingAverage(Layer):
         return Output(y, start.replace(h=h, seen=advanced(start.seen, x, ctx)) if state else None)
 
 
+class Across(Layer):
+    """Each token's softmax attention to the tokens of `ctx.cross`, and itself."""
+
+    capabilities = Capabilities(bidirectional=True, cross=True)
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.query = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, ctx: Context = FRESH, state: State | None = None) -> Output:
+        if ctx.cross is None:
+            return Output(x, state)
+        score = self.query(x) @ ctx.cross.tokens.to(x.dtype).transpose(1, 2) / x.shape[-1] ** 0.5
+        if ctx.cross.mask is not None:
+            score = score.masked_fill(~ctx.cross.mask[:, None], -1e30)
+        return Output(x + score.softmax(-1) @ ctx.cross.tokens.to(x.dtype), state)
+
+
 class Ledger(Memory):
     """Holds every key and value of its document: an attention that sees itself alone sees all with it."""
 

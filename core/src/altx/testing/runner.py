@@ -31,7 +31,7 @@ from altx.spec import BuildContext, Heads, MemorySpec
 from altx.testing import basics, batching, graphs, learning, memories, streaming
 from altx.testing.case import Case, Subject
 from altx.testing.check import REGISTERED, Check, Failure, ordered
-from altx.testing.partners import MovingAverage, Numbered, SelfAttention
+from altx.testing.partners import Across, MovingAverage, Numbered, SelfAttention
 from altx.testing.result import Result
 
 assert basics and streaming and batching and graphs and memories and learning, "importing a module registers its checks"
@@ -136,7 +136,8 @@ def _memory_subjects(name: str, part: Part, dim: int, ref: ComponentRef, plugins
         elif mode == "kv":
             found.append(_kv_subject(f"{name}[kv]", dim, memory))
         elif mode in IN_A_LAYER:
-            attached = functools.partial(lambda mode: attach(mode, MovingAverage(dim), memory(), dim), mode)
+            mixer = Across if mode == "context" else MovingAverage
+            attached = functools.partial(lambda mode, mixer: attach(mode, mixer(dim), memory(), dim), mode, mixer)
             found.append(Subject(f"{name}[{mode}]", attached, dim))
     return found
 
