@@ -1,0 +1,1 @@
+"""Memories that learn while they are used, for altx: Titans and TTT."""

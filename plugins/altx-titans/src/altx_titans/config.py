@@ -1,0 +1,54 @@
+"""Configs and capabilities of `titans` and `ttt`. Never imports torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from altx.capabilities import MemoryCapabilities
+from altx.config import Config
+
+
+class TitansConfig(Config):
+    """Config of `titans`."""
+
+    heads: int = Field(4, gt=0, description="memories side by side H")
+    head_dim: Literal["auto"] | Annotated[int, Field(gt=0)] = Field(
+        "auto", description="width d of keys, values and queries; auto: 64, or model width / heads where that is less"
+    )
+    depth: Literal[1, 2] = Field(2, description="layers of the network that is the memory: 1 is a matrix, 2 an MLP")
+    expansion: float = Field(4.0, gt=0, description="hidden width of an MLP as a multiple of head_dim")
+    residual_norm: bool = Field(
+        True, description="normalise what the network gives and add its input; the norm's scale is learned with it"
+    )
+    chunk: int = Field(16, gt=0, description="tokens whose surprise is measured at the same weights, C")
+    momentum: bool = Field(True, description="past surprise lasts beyond its token")
+    order: Literal["read-write", "write-read"] = Field(
+        "read-write", description="whether a token reads before it is written, or after"
+    )
+    max_lr: float = Field(1.0, gt=0, description="largest step size of the memory's gradient descent")
+    qk_norm: Literal["l2", "none"] = Field("l2", description="how queries and keys are normalised")
+    activation: Literal["silu", "none"] = Field("silu", description="after the projections to queries, keys, values")
+    decay_bias: float = Field(-4.0, description="what a token forgets at the start, before the sigmoid")
+
+    def width(self, dim: int) -> int:
+        """d at model width `dim`."""
+        return max(1, min(64, dim // self.heads)) if self.head_dim == "auto" else self.head_dim
+
+    def fit(self, dim: int) -> None:
+        width = self.width(dim)
+        if self.residual_norm and width < 2:
+            raise ValueError(
+                f"residual_norm normalises over head_dim, which is {width} at dim {dim} with {self.heads} heads; "
+                f"use {max(1, dim // 2)} heads or fewer, a head_dim of 2 or more, or residual_norm: false"
+            )
+        if self.depth == 2 and int(width * self.expansion) < 1:
+            raise ValueError(
+                f"expansion {self.expansion} of head_dim {width} leaves no hidden unit; use {1 / width} or more"
+            )
+
+
+def capabilities(config: TitansConfig) -> MemoryCapabilities:
+    """Streams in any pieces: the state holds the weights at the start of the open chunk."""
+    return MemoryCapabilities(growth="constant", rollback="snapshot", order=config.order)

@@ -1,0 +1,34 @@
+"""What altx-titans offers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from altx import MemorySpec, hookimpl
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+@hookimpl
+def altx_memories() -> Iterable[MemorySpec]:
+    return [
+        MemorySpec(
+            "titans",
+            summary="Titans' long-term memory: a small network, trained while it is used",
+            description=(
+                "S <- eta S - theta grad |M(k) - v|^2,  W <- (1 - alpha) W + S;  the value is M(q)\n"
+                "O(d f) per token and head, with C numbers more per pair of tokens in a chunk; chunks in turn,\n"
+                "a chunk's tokens together, every token with weights of its own time.\n"
+                "State: three times the network's weights (now, at the chunk's start, momentum), whatever the length.\n"
+                "For what is far back and too much for a matrix; beside an attention that sees what is near."
+            ),
+            build="altx_titans.titans:build",
+            config="altx_titans.config:TitansConfig",
+            capabilities="altx_titans.config:capabilities",
+            paper="Behrouz, Zhong, Mirrokni 2024, Titans: Learning to Memorize at Test Time, arXiv:2501.00663",
+            attach=("residual", "gate"),
+            default_attach="residual",
+            attach_note="`--attach gate` is Memory as a Gate of the paper.",
+        ),
+    ]
