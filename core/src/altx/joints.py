@@ -9,9 +9,6 @@ from altx.capabilities import Capabilities, MemoryCapabilities
 IN_A_LAYER = ("residual", "gate", "controller", "kv", "context")
 """Attach modes of `altx.attach` that make one layer of a mixer and a memory."""
 
-IMPLEMENTED = (*IN_A_LAYER, "tokens", "ffn")
-"""Attach modes that this altx has."""
-
 WITH_A_VALUE = ("residual", "gate", "controller", "ffn")
 """Attach modes of memories that read a value for each token, and so can be a sublayer by themselves."""
 

@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 from altx.config import Block, ComponentRef, ModelConfig, Sublayer
 from altx.errors import CompositionError
-from altx.joints import IMPLEMENTED
 from altx.registry import Component, Registry
 from altx.spec import MemorySpec
 
@@ -37,10 +36,6 @@ def attach_mode(memory: Component, wanted: str | None, path: str, note: Callable
     if wanted not in spec.attach:
         raise CompositionError(
             f"{path}: {memory} does not attach as {wanted!r}", hint=f"it attaches as {', '.join(spec.attach)}"
-        )
-    if wanted not in IMPLEMENTED:
-        raise CompositionError(
-            f"{path}: this altx does not have the attach mode {wanted!r} yet", hint=f"it has {', '.join(IMPLEMENTED)}"
         )
     return wanted
 
