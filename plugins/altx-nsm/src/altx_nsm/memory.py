@@ -145,7 +145,7 @@ class NSM(Memory):
         return self._value(value, q), state
 
     def _found(self, x: Tensor, slots: Tensor, mask: Tensor | None) -> Tensor:
-        return self._choose(x, self._queries(x, slots.dtype), slots, mask).share @ slots
+        return self._choose(self._queries(x, slots.dtype), slots, mask).share @ slots
 
     def write(self, u: Tensor, state: State, ctx: Context = FRESH) -> tuple[State, Mapping[str, Tensor]]:
         _, held, measures = self._advance(u, self._held(state), ctx)
@@ -218,12 +218,12 @@ class NSM(Memory):
         stop = length if lengths is None else lengths[:, None]
         here = ((token >= 0) & (token < stop)).unflatten(1, (count, width))
         token = token.clamp(0, length - 1)
-        q, v, tokens = (take(each, token).unflatten(1, (count, width)) for each in (q, v, x))
+        q, v = (take(each, token).unflatten(1, (count, width)) for each in (q, v))
         alive, reads = self.population.alive, []
         with _exactly(x):
             for i in range(count):
                 slots, total, mass, filled, born = held
-                choice = self._choose(tokens[:, i], q[:, i], slots, here[:, i])
+                choice = self._choose(q[:, i], slots, here[:, i])
                 reads.append(choice.share @ slots)
                 total = total + choice.share.transpose(1, 2) @ v[:, i]
                 mass = mass + choice.share.sum(1)
@@ -249,19 +249,20 @@ class NSM(Memory):
         )
 
     def _queries(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """(B, T, W), scaled, to be matched with normed states: (W_k^T W_q x) / sqrt(W).
+        """(B, T, W), scaled, to be matched with normed states: (W_k^T W_q x) / sqrt(W). For another router: x.
 
         The key's projection is applied to the query, which does not change with the states.
         """
         if self.router is not None:
             return x
         q = self.q_proj(x)
-        return (q @ self.k_proj.weight.to(q.dtype)).to(dtype) * q.shape[-1] ** -0.5
+        matched: Tensor = (q @ self.k_proj.weight.to(q.dtype)).to(dtype) * q.shape[-1] ** -0.5
+        return matched
 
-    def _choose(self, x: Tensor, q: Tensor, slots: Tensor, mask: Tensor | None) -> Choice:
+    def _choose(self, q: Tensor, slots: Tensor, mask: Tensor | None) -> Choice:
         alive = self.population.alive
         if self.router is not None:
-            return by_router(self.router, x, slots, alive, mask)
+            return by_router(self.router, q, slots, alive, mask)
         return by_content(q, self.key_norm(slots), alive, self.config.k, mask)
 
 

@@ -34,7 +34,7 @@ class Population(nn.Module):
         self.register_buffer("born", torch.zeros(config.slots, dtype=torch.int64))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         # In bfloat16 the running mean would soon be too coarse for its steps.
         self.usage = self.usage.to(torch.float32)
         return self

@@ -1,0 +1,257 @@
+"""The memory against its equations, written out here once more token by token, and what has to hold of it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from altx_nsm.config import NSMConfig
+from altx_nsm.memory import NSM
+from pydantic import ValidationError
+from torch.nn import functional as F
+
+from altx.attach import MemoryLayer
+from altx.compose import compose
+from altx.context import Context
+from altx.errors import AltxError
+from altx.memory import Memory
+
+DIM = 6
+CONFIGS = [
+    {},
+    {"chunk": 1},
+    {"chunk": 5, "k": 3, "heads": 1},
+    {"chunk": 2, "width": 4, "living": 3},
+    {"slots": 2, "chunk": 4},
+]
+
+
+def make(scale: float = 2.0, **settings) -> NSM:
+    """A memory with weights far from their initial values, in float64."""
+    torch.manual_seed(0)
+    memory = NSM(NSMConfig(**{"slots": 5, "chunk": 3, "heads": 2, **settings}), DIM).double()
+    with torch.no_grad():
+        for parameter in memory.parameters():
+            parameter.mul_(scale).add_(0.3 * torch.randn_like(parameter))
+    return memory
+
+
+def tokens(batch: int = 2, length: int = 11, seed: int = 1) -> torch.Tensor:
+    return torch.randn(batch, length, DIM, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def rms(s: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return s / (s.square().mean() + 1e-6).sqrt() * weight
+
+
+def equations(nsm: NSM, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """One row x (T, D), state by state: the values (T, D) and the states after the last whole chunk (S, W).
+
+    The update is PyTorch's own GRUCell, the attention among states its own multi-head attention.
+    """
+    c, cell = nsm.config, nsm.cell
+    living = [i for i in range(c.slots) if nsm.population.alive[i]]
+    states, told = list(nsm.initial), [[] for _ in range(c.slots)]
+    values = []
+    for t, token in enumerate(x):
+        query = nsm.q_proj.weight @ token
+        score = {
+            i: query @ (nsm.k_proj.weight @ rms(states[i], nsm.key_norm.weight)) / len(query) ** 0.5 for i in living
+        }
+        chosen = sorted(living, key=lambda i: -float(score[i].detach()))[: c.k]
+        share = torch.stack([score[i] for i in chosen]).exp()
+        share = share / share.sum()
+        values.append(nsm.out_proj.weight @ sum(a * states[i] for a, i in zip(share, chosen, strict=True)))
+        for a, i in zip(share, chosen, strict=True):
+            told[i].append((a, nsm.v_proj.weight @ token))
+        if (t + 1) % c.chunk:
+            continue
+        changed = list(states)
+        for i in range(c.slots):
+            if told[i]:
+                mean = sum(a * v for a, v in told[i]) / sum(a for a, _ in told[i])
+                changed[i] = cell.gru(mean[None], states[i][None])[0]
+        normed = torch.stack([rms(s, cell.norm.weight) for s in changed])[:, None]
+        heard, _ = F.multi_head_attention_forward(
+            normed, normed, normed, normed.shape[-1], c.heads, cell.in_proj.weight, None, None, None, False, 0.0,
+            cell.out_proj.weight, None, key_padding_mask=~nsm.population.alive[None],
+        )  # fmt: skip
+        states = [s + heard[i, 0] if told[i] else s for i, s in enumerate(changed)]
+        told = [[] for _ in range(c.slots)]
+    return torch.stack(values), torch.stack(states)
+
+
+@pytest.mark.parametrize("settings", CONFIGS, ids=str)
+def test_scan_is_the_equations_with_the_same_gradients(settings):
+    nsm, x = make(**settings), tokens().requires_grad_()
+    rows = [equations(nsm, row) for row in x]
+    out = nsm.scan(x, nsm.init_state(2))
+    results = [
+        (out.read.value, out.state["slots"]),
+        (torch.stack([value for value, _ in rows]), torch.stack([states for _, states in rows])),
+    ]
+    gradients = []
+    for value, states in results:
+        torch.manual_seed(2)
+        loss = (value * torch.randn_like(value)).sum() + (states * torch.randn_like(states)).sum()
+        gradients.append(torch.autograd.grad(loss, [x, *nsm.parameters()]))
+    for ours, wanted in [*zip(*results, strict=True), *zip(*gradients, strict=True)]:
+        torch.testing.assert_close(ours, wanted, rtol=1e-9, atol=1e-9)
+
+
+def flags(*places: tuple[int, int]) -> torch.Tensor:
+    out = torch.zeros(2, 11, dtype=torch.bool)
+    for place in places:
+        out[place] = True
+    return out
+
+
+MASK = ~flags((0, 0), (0, 1), (0, 6), (1, 3), (1, 4), (1, 10))
+RESET = flags((0, 0), (0, 5), (0, 6), (1, 4), (1, 9))
+CONTEXTS = {"plain": {}, "mask": {"mask": MASK}, "reset": {"reset": RESET}, "both": {"mask": MASK, "reset": RESET}}
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("settings", [{}, {"chunk": 1}, {"chunk": 4, "living": 4}], ids=str)
+def test_scan_is_the_loop_of_reads_and_writes_and_every_split_of_it(settings, context):
+    nsm, x, ctx = make(**settings), tokens(), Context(**CONTEXTS[context])
+    before = nsm.scan(tokens(2, 5, seed=3), nsm.init_state(2)).state
+    whole, plain = nsm.scan(x, before, ctx), Memory.scan(nsm, x, before, ctx)
+    real = torch.ones(2, 11, dtype=torch.bool) if ctx.mask is None else ctx.mask
+    torch.testing.assert_close(whole.read.value[real], plain.read.value[real], rtol=1e-11, atol=1e-11)
+    for cuts in ((0, 4, 11), (0, 6, 6, 7, 11), tuple(range(12))):
+        state, values = before, []
+        for start, stop in zip(cuts, cuts[1:], strict=False):
+            out = nsm.scan(x[:, start:stop], state, ctx.slice(start, stop))
+            state = out.state
+            values.append(out.read.value)
+        torch.testing.assert_close(torch.cat(values, 1)[real], whole.read.value[real], rtol=1e-11, atol=1e-11)
+        for name, leaf in whole.state.flat().items():
+            torch.testing.assert_close(state.flat()[name], leaf, rtol=1e-11, atol=1e-11, msg=name)
+            torch.testing.assert_close(plain.state.flat()[name], leaf, rtol=1e-11, atol=1e-11, msg=name)
+
+
+def test_a_row_counts_its_chunks_from_its_first_real_token_and_from_a_reset():
+    nsm, x = make(), tokens(1, 6)
+    alone = nsm.scan(x, nsm.init_state(1)).read.value
+    for extra in (1, 2, 4):
+        mask = torch.arange(6 + extra)[None] >= extra
+        padded = torch.cat([torch.full((1, extra, DIM), torch.nan).double(), x], 1)
+        value = nsm.scan(padded, nsm.init_state(1), Context(mask=mask)).read.value[:, extra:]
+        torch.testing.assert_close(value, alone, rtol=1e-12, atol=1e-12)
+        reset = torch.arange(6 + extra)[None] == extra
+        two = nsm.scan(torch.cat([tokens(1, extra, seed=4), x], 1), nsm.init_state(1), Context(reset=reset))
+        torch.testing.assert_close(two.read.value[:, extra:], alone, rtol=1e-12, atol=1e-12)
+
+
+def test_no_token_of_a_chunk_sees_another_of_it_and_the_next_chunk_sees_all():
+    nsm, x = make(), tokens(1, 6)
+    value = nsm.scan(x, nsm.init_state(1)).read.value
+    for t in range(3):
+        other = x.clone()
+        other[:, t] += 1
+        moved = (nsm.scan(other, nsm.init_state(1)).read.value - value).abs().amax((0, 2)) > 1e-9
+        assert moved.tolist() == [i == t for i in range(3)] + [True] * 3
+
+
+def test_repeating_a_chunks_tokens_writes_the_same():
+    once, twice, x = make(chunk=3), make(chunk=6), tokens(1, 3)
+    twice.load_state_dict(once.state_dict())
+    first = once.scan(x, once.init_state(1)).state["slots"]
+    again = twice.scan(torch.cat([x, x], 1), twice.init_state(1)).state["slots"]
+    assert not torch.equal(first[0], once.initial)
+    torch.testing.assert_close(again, first, rtol=1e-12, atol=1e-12)
+
+
+def test_states_that_no_token_chose_hold_every_bit():
+    nsm, x = make(slots=9, chunk=2), tokens(1, 2)
+    out = nsm.scan(x, nsm.init_state(1))
+    chosen = out.metrics["load"] > 0
+    assert 2 <= int(chosen.sum()) <= 4
+    assert ((out.state["slots"][0] != nsm.initial).any(-1) == chosen).all()
+
+
+def test_losses_and_metrics_count_real_tokens_and_are_neutral_without_any():
+    nsm, x = make(), tokens()
+    x[~MASK] = torch.nan
+    out = nsm.scan(x, nsm.init_state(2), Context(mask=MASK))
+    assert out.metrics["load"].sum().item() == pytest.approx(int(MASK.sum()))
+    assert out.losses["balance"].item() > 0 and out.metrics["alive"].item() == 5
+    for empty in (x[:, :0], x):
+        ctx = Context(mask=torch.zeros(empty.shape[:2], dtype=torch.bool))
+        state = nsm.scan(tokens(), nsm.init_state(2)).state
+        neutral = nsm.scan(empty, state, ctx)
+        assert neutral.losses["balance"].item() == 0
+        assert all(float(neutral.metrics[name].sum()) == 0 for name in ("load", "max_load", "entropy"))
+        for name, leaf in state.flat().items():
+            assert torch.equal(neutral.state.flat()[name], leaf), name
+
+
+def test_the_balance_loss_is_one_when_balanced_and_at_most_the_number_of_states():
+    nsm = make(k=2, slots=4)
+    with torch.no_grad():
+        nsm.q_proj.weight.zero_()
+        even = nsm.scan(tokens(), nsm.init_state(2)).losses["balance"]
+        assert even.item() == pytest.approx(1)
+        nsm.q_proj.weight.normal_(std=100)
+        assert 1 < nsm.scan(tokens(), nsm.init_state(2)).losses["balance"].item() <= 4
+
+
+def test_the_states_stay_in_float32_in_bfloat16_and_under_autocast():
+    nsm = NSM(NSMConfig(slots=4, chunk=2), 8)
+    x = torch.randn(2, 5, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = nsm.scan(x, nsm.init_state(2))
+    assert out.state["slots"].dtype == torch.float32
+    plain = nsm.scan(x, nsm.init_state(2))
+    torch.testing.assert_close(out.read.value.float(), plain.read.value, rtol=0.1, atol=0.1)
+    nsm.bfloat16()
+    state = nsm.init_state(2, dtype=torch.bfloat16)
+    out = nsm.scan(x.bfloat16(), state)
+    assert out.read.value.dtype == torch.bfloat16
+    assert all(out.state[name].dtype == torch.float32 for name in ("slots", "total", "mass"))
+    assert nsm.population.usage.dtype == torch.float32
+
+
+def test_extreme_inputs_stay_finite_forward_and_backward():
+    torch.manual_seed(0)
+    nsm = NSM(NSMConfig(slots=8, chunk=4), 8)
+    x = (1e4 * torch.randn(2, 200, 8)).requires_grad_()
+    out = nsm.scan(x, nsm.init_state(2))
+    (out.read.value.sum() + out.losses["balance"]).backward()
+    assert out.read.value.isfinite().all() and out.state["slots"].isfinite().all()
+    assert x.grad.isfinite().all() and all(p.grad.isfinite().all() for p in nsm.parameters())
+
+
+@pytest.mark.parametrize("dim", [16, 32, 64, 768])
+def test_the_defaults_fit_every_usual_width(dim):
+    NSMConfig().fit(dim)
+    with torch.device("meta"):
+        assert NSM(NSMConfig(), dim).initial.shape == (16, dim)
+
+
+@pytest.mark.parametrize(
+    "settings, wanted",
+    [
+        ({"slots": 4, "k": 5}, "use a k of at most 4"),
+        ({"living": 1}, "from 2 to 16"),
+        ({"living": 17}, "from 2 to 16"),
+        ({"width": 10, "heads": 4}, "use one of .1, 2, 5, 10."),
+        ({"slots": 1}, "greater than or equal to 2"),
+        ({"k": 1}, "greater than or equal to 2"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_what_can(settings, wanted):
+    with pytest.raises(ValidationError, match=wanted):
+        NSMConfig(**settings)
+
+
+def test_refusals_when_composing():
+    with pytest.raises(AltxError, match="4 heads do not divide states of width 10"):
+        compose({"dim": 10, "blocks": [{"sublayers": [{"memory": "nsm"}]}]})
+    with pytest.raises(AltxError, match="controller"):
+        compose({"dim": 16, "mixer": "mamba", "memory": "nsm", "attach": "controller"})
+
+
+def test_the_memory_layer_names_its_metrics_where_on_step_finds_them():
+    layer = MemoryLayer(make()).double()
+    assert {"memory.load", "memory.alive"} <= layer(tokens()).metrics.keys()
