@@ -184,13 +184,13 @@ def test_segments_pass_on_what_became_of_the_tokens_after_them() -> None:
 def test_each_row_has_segments_of_its_own(toy: Registry) -> None:
     """Rows with masked tokens anywhere and resets in different places, in calls of any length."""
     loop = SegmentLoop(MovingAverage(16), Relay(16, 4)).double()
-    x = torch.randn(3, 12, 16, dtype=torch.float64)
-    mask = torch.rand(3, 12, generator=torch.Generator().manual_seed(0)) > 0.3
-    reset = torch.zeros(3, 12, dtype=torch.bool)
-    reset[0, 5] = reset[1, [2, 3]] = reset[2, 11] = True
+    x = torch.randn(3, 24, 16, dtype=torch.float64)
+    mask = torch.rand(3, 24, generator=torch.Generator().manual_seed(0)) > 0.3
+    reset = torch.zeros(3, 24, dtype=torch.bool)
+    reset[0, 9] = reset[1, [2, 3, 13, 17]] = reset[2, 11] = True
     ctx = Context(mask=mask, reset=reset)
     whole, state, ys = loop(x, ctx).y, loop.init_state(3, dtype=torch.float64), []
-    for start, stop in ((0, 5), (5, 6), (6, 6), (6, 12)):
+    for start, stop in ((0, 5), (5, 6), (6, 6), (6, 24)):
         out = loop(x[:, start:stop], ctx.slice(start, stop), state)
         assert out.state
         state = out.state
