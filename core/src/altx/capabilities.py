@@ -231,6 +231,7 @@ def segmented(inner: Capabilities, memory: MemoryCapabilities) -> Capabilities:
         growth="constant" if inner.growth in ("none", "constant") else "window",
         rollback="snapshot" if inner.streaming != "none" else "none",
         packing=False,
+        graph="ignored",
         max_len=None,
         compiles=False,
     )

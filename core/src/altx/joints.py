@@ -72,8 +72,8 @@ def unsegmented(
         )
     if not causal and not holds.bidirectional:
         return f"{what} looks only backwards", "use it in a causal model"
-    if stack.graph != "ignored":
-        return f"the tokens of {what} have no place in a graph, which a layer here reads", "use another memory"
+    if stack.graph == "required":
+        return f"the tokens of {what} have no place in a graph, which a layer here needs", "use another memory"
     if stack.requires:
         return f"the tokens of {what} have no {', '.join(sorted(stack.requires))}, which a layer here needs", ""
     if stack.max_len is not None and longest > stack.max_len:

@@ -141,7 +141,7 @@ class SegmentLoop(Layer):
                 "segments that look both ways need the whole sequence at once, so they cannot continue a state",
                 hint="leave the state out, or use a causal context",
             )
-        for name in ("positions", "grid", "cu_seqlens"):
+        for name in ("positions", "grid", "graph", "cu_seqlens"):
             if getattr(ctx, name) is not None:
                 raise UnsupportedContext(f"segments with a memory's tokens between them cannot honour ctx.{name}")
         if ctx.shared:
