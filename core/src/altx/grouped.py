@@ -81,14 +81,19 @@ def _(x: Tensor, y: Tensor, offsets: Tensor) -> Tensor:
     return x.new_empty(offsets.shape[0] - 1, x.shape[1], y.shape[1])
 
 
-@register_flop_formula(torch.ops.altx.grouped_mm)
-def _multiply_flops(x: tuple[int, int], weight: tuple[int, int, int], *_: object, **__: object) -> int:
-    return 2 * x[0] * weight[1] * weight[2]
+def _rows(x: Tensor, offsets: Tensor) -> int:
+    """Rows that have a target, as far as can be seen."""
+    return len(x) if offsets.is_meta else int(offsets[-1])
 
 
-@register_flop_formula(torch.ops.altx.grouped_outer)
-def _outer_flops(x: tuple[int, int], y: tuple[int, int], *_: object, **__: object) -> int:
-    return 2 * x[0] * x[1] * y[1]
+@register_flop_formula(torch.ops.altx.grouped_mm, get_raw=True)
+def _multiply_flops(x: Tensor, weight: Tensor, offsets: Tensor, **_: object) -> int:
+    return 2 * _rows(x, offsets) * weight.shape[1] * weight.shape[2]
+
+
+@register_flop_formula(torch.ops.altx.grouped_outer, get_raw=True)
+def _outer_flops(x: Tensor, y: Tensor, offsets: Tensor, **_: object) -> int:
+    return 2 * _rows(x, offsets) * x.shape[1] * y.shape[1]
 
 
 def _save(ctx, inputs, output):  # type: ignore[no-untyped-def]

@@ -99,6 +99,8 @@ def layer_costs(layer: Layer, dim: int, length: int = 64, shared: dict[str, Tens
     length = min(length, layer.capabilities.max_len or length)
     weight = next(layer.parameters(), torch.empty(0))
     x = torch.zeros(1, length, dim, device=weight.device, dtype=weight.dtype)
+    if "token_ids" in layer.capabilities.requires:
+        shared.setdefault("token_ids", torch.zeros(1, length, dtype=torch.int64, device=x.device))
     ctx = FRESH.replace(causal=layer.capabilities.causal, shared=dict(shared))
     state, growth = state_growth(layer)
     flops = count_flops(lambda: shared.update(layer(x, ctx).exports))

@@ -3,8 +3,9 @@
 from altx.testing import conformance
 
 test_topk = conformance("topk")
-test_topk_sigmoid_with_bias = conformance("topk", config={"score": "sigmoid", "bias_rate": 0.001})
-test_topk_shared = conformance("topk", config={"k": 1, "renormalise": False, "shared": 1, "scale": 2.5})
+test_topk_of_deepseek_v3 = conformance(
+    "topk", config={"score": "sigmoid", "bias_rate": 0.001, "shared": 1, "scale": 2.5}
+)
 test_switch = conformance("switch")
 test_expert_choice = conformance("expert-choice")
 test_sinkhorn = conformance("sinkhorn")

@@ -22,6 +22,7 @@ from altx.errors import AltxError, CompositionError
 from altx.feed_forward import SwiGLU, SwiGLUBank
 from altx.feed_forward_config import SwiGLUConfig, capabilities
 from altx.layer import FRESH
+from altx.measure import layer_costs
 from altx.routed import Routed
 from altx.router import Targets
 
@@ -392,4 +393,6 @@ def test_a_hash_needs_tokens():
     with pytest.raises(CompositionError, match="needs token_ids"):
         compose(recipe("hash", input={"kind": "vectors", "size": 3}, head={"kind": "vectors", "size": 3}))
     model = compose(recipe("hash"), seed=0)
+    costs = layer_costs(model.body.layers[0].layers[0].body, 8)
+    assert 6 * 8 * 8 <= costs.flops_per_token < 2 * 6 * 8 * 8, "one expert a token"
     assert model(torch.randint(256, (2, 5))).y.shape == (2, 5, 256)

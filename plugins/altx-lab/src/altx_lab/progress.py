@@ -52,6 +52,8 @@ class Display:
         text = f"loss {record['loss']:.3f}  {record['bits_per_byte']:.3f} bits/byte  {speed:,.0f} tokens/s"
         if (load := max_load(record.get("metrics", {}))) is not None:
             text += f"  max load {load:.2f}"
+        if dropped := largest(record.get("metrics", {}), "drop_rate"):
+            text += f"  dropped {dropped:.0%}"
         if self.bar:
             self.bar.update(self.task, completed=record["step"], description=text)
         elif time.monotonic() - self.last >= SECONDS_BETWEEN_LINES or record["step"] == self.steps:
@@ -69,6 +71,12 @@ class Display:
 
 def max_load(metrics: dict[str, Any]) -> float | None:
     """The busiest target's load relative to the mean, over all routers, or None without a router."""
-    named = [value for name, value in metrics.items() if name.endswith("max_load") and isinstance(value, float)]
     counts = [value for name, value in metrics.items() if name.endswith(".load") and isinstance(value, list)]
-    return max(named + [max(load) * len(load) / (sum(load) or 1) for load in counts], default=None)
+    loads = [max(load) * len(load) / (sum(load) or 1) for load in counts]
+    named = largest(metrics, "max_load")
+    return max(loads if named is None else [*loads, named], default=None)
+
+
+def largest(metrics: dict[str, Any], name: str) -> float | None:
+    """The largest value of a metric over all that return it, or None."""
+    return max((v for key, v in metrics.items() if key.endswith(name) and isinstance(v, float)), default=None)

@@ -1,1 +1,1 @@
-"""Mixture-of-experts routers for altx: top-k and expert choice."""
+"""Mixture-of-experts routers for altx."""
