@@ -31,7 +31,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(("dtype", "within"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
-def test_the_authors_code_agrees(case: str, dtype: torch.dtype, within: float) -> None:
+def test_the_authors_code_agrees(case: str, dtype: torch.dtype, within: float, monkeypatch: pytest.MonkeyPatch) -> None:
     stored = load_file(Path(__file__).with_name("hopfield_upstream_values.safetensors"))
     named = {name.rpartition("/")[2]: t.to(dtype) for name, t in stored.items() if name.startswith(f"{case}/")}
     x, wanted = named.pop("x"), named.pop("y")
@@ -39,7 +39,10 @@ def test_the_authors_code_agrees(case: str, dtype: torch.dtype, within: float) -
     memory.load_state_dict(
         {name.removeprefix("hopfield.").removeprefix("association_core."): t for name, t in named.items()}
     )
-    torch.testing.assert_close(memory.retrieve(x), wanted, rtol=0, atol=within)
+    for few in (False, True):
+        # In both orders of the products.
+        monkeypatch.setattr(memory, "_few_are", lambda tokens, few=few: few)
+        torch.testing.assert_close(memory.retrieve(x), wanted, rtol=0, atol=within)
 
 
 @torch.no_grad()
@@ -98,6 +101,13 @@ def test_joins_any_mixer(mixer: str, mode: str | None) -> None:
 def test_defaults_fit_any_width(dim: int) -> None:
     memory = Hopfield(HopfieldConfig(), dim)
     assert memory.lookup_weights.shape == (1, 256, dim) and memory.in_proj_weight.shape == (3 * dim, dim)
+
+
+def test_a_token_by_itself_projects_no_pattern(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = Hopfield(HopfieldConfig(), 64)
+    monkeypatch.setattr(memory, "_many", None)
+    memory.retrieve(torch.randn(1, 1, 64))
+    assert not memory._few_are(1000)
 
 
 @torch.no_grad()
