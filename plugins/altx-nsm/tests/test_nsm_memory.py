@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from altx_nsm.config import NSMConfig
@@ -120,7 +122,7 @@ def test_scan_is_the_loop_of_reads_and_writes_and_every_split_of_it(settings, co
     torch.testing.assert_close(whole.read.value[real], plain.read.value[real], rtol=1e-11, atol=1e-11)
     for cuts in ((0, 4, 11), (0, 6, 6, 7, 11), tuple(range(12))):
         state, values = before, []
-        for start, stop in zip(cuts, cuts[1:], strict=False):
+        for start, stop in pairwise(cuts):
             out = nsm.scan(x[:, start:stop], state, ctx.slice(start, stop))
             state = out.state
             values.append(out.read.value)

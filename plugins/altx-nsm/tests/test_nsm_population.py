@@ -7,6 +7,7 @@ from altx_nsm.config import NSMConfig
 from altx_nsm.memory import NSM
 from altx_nsm.population import Population
 
+from altx.compose import compose
 from altx.layer import StepInfo
 from altx.optim import optimizer_groups
 
@@ -49,6 +50,16 @@ def test_a_state_that_many_choose_is_split_into_a_dead_one():
     assert states.usage[1] == states.usage[3] > states.usage[0]
 
 
+def test_a_models_metrics_reach_each_of_its_memories():
+    model = compose({"dim": DIM, "mixer": "mamba", "layers": 2, "memory": "nsm", "attach": "gate"}, seed=0)
+    memories = [module for module in model.modules() if isinstance(module, NSM)]
+    before = [memory.population.usage.clone() for memory in memories]
+    model.on_step(StepInfo(1, model(torch.randint(256, (2, 20))).metrics))
+    assert len(memories) == 2
+    for memory, usage in zip(memories, before, strict=True):
+        assert not torch.equal(memory.population.usage, usage)
+
+
 def test_no_tokens_change_nothing():
     states = population(living=4)
     before = {name: value.clone() for name, value in states.state_dict().items()}
@@ -76,9 +87,10 @@ def test_a_dead_state_gets_no_token_and_is_heard_by_none_however_few_live():
     again = nsm.scan(x, nsm.init_state(2))
     assert torch.equal(out.read.value, again.read.value)
     assert (out.metrics["load"] > 0).tolist() == nsm.population.alive.tolist()
-    # Fewer than k, as a foreign checkpoint might have it.
-    nsm.population.alive[1] = False
-    assert (nsm.scan(x, nsm.init_state(2)).metrics["load"] > 0).tolist() == nsm.population.alive.tolist()
+    # Fewer than k, or none, as a foreign checkpoint might have it.
+    for i in (1, 4):
+        nsm.population.alive[i] = False
+        assert (nsm.scan(x, nsm.init_state(2)).metrics["load"] > 0).tolist() == nsm.population.alive.tolist()
 
 
 def test_what_a_sequence_kept_of_a_dead_state_is_not_taken_for_a_new_one():
