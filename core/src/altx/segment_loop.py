@@ -16,7 +16,7 @@ from altx.capabilities import segmented
 from altx.context import Context
 from altx.errors import UnsupportedContext
 from altx.layer import FRESH, Layer, Output, advanced, scoped
-from altx.memory import Memory
+from altx.memory import Memory, added
 from altx.segments import Piece, gathered, pieces
 from altx.state import Leaf, State
 
@@ -84,8 +84,7 @@ class SegmentLoop(Layer):
             ys.append((piece, out.y))
             share = piece.ctx.share_of(ctx, part, x)
             for into, values in ((losses, new_losses), (metrics, out.metrics)):
-                for name, value in values.items():
-                    into[name] = into.get(name, torch.zeros_like(value)) + value * share
+                added(into, {name: value * share for name, value in values.items()})
         if not ys:
             # Nothing real has come.
             return Output(torch.zeros_like(x), state)
@@ -112,17 +111,15 @@ class SegmentLoop(Layer):
                 f"{type(self.memory).__name__} reads no tokens for both ends of a segment, as `tokens` needs"
             )
         begins, ends = any(piece.first), any(piece.last)
-        parts: list[tuple[Tensor, Tensor]] = []
-        real = part.new_ones(part.shape[:2], dtype=torch.bool) if piece.mask is None else piece.mask
-        last = torch.tensor(piece.last, device=part.device)[:, None]
+        parts: list[tuple[Tensor, list[bool] | None]] = [(part, None)]
         if begins:
-            first = torch.tensor(piece.first, device=part.device)[:, None]
-            parts.append((before.to(part.dtype), first.expand(-1, before.shape[1])))
-        parts.append((part, real))
+            parts.insert(0, (before.to(part.dtype), piece.first))
         if ends and after is not None:
-            parts.append((after.to(part.dtype), last.expand(-1, after.shape[1])))
-        everything = piece.mask is None and all(piece.first) == begins and all(piece.last) == ends
-        mask = None if everything else torch.cat([shown for _, shown in parts], 1)
+            parts.append((after.to(part.dtype), piece.last))
+        mask = None
+        if piece.mask is not None or len({*piece.first}) > 1 or len({*piece.last}) > 1:
+            real = part.new_ones(part.shape[:2], dtype=torch.bool) if piece.mask is None else piece.mask
+            mask = torch.cat([real if rows is None else _shown(rows, tokens) for tokens, rows in parts], 1)
         whole = torch.cat([tokens for tokens, _ in parts], 1)
         out = self.inner(whole, piece.ctx.replace(mask=mask, reset=None), inner)
         start = before.shape[1] if begins else 0
@@ -130,8 +127,8 @@ class SegmentLoop(Layer):
         losses = scoped("inner", out.losses)
         if ends:
             came = out.y[:, :start] if after is None else out.y[:, stop:]
-            rows = None if all(piece.last) else last.expand(-1, came.shape[1])
-            memory, new_losses = self.memory.write(came, memory, alone.replace(mask=rows))
+            there = None if all(piece.last) else _shown(piece.last, came)
+            memory, new_losses = self.memory.write(came, memory, alone.replace(mask=there))
             losses |= scoped("memory", new_losses)
         return Output(out.y[:, start:stop], out.state, metrics=scoped("inner", out.metrics)), memory, losses
 
@@ -146,6 +143,11 @@ class SegmentLoop(Layer):
                 raise UnsupportedContext(f"segments with a memory's tokens between them cannot honour ctx.{name}")
         if ctx.shared:
             raise UnsupportedContext(f"a memory's tokens have no {', '.join(ctx.shared)}, which ctx.shared holds")
+
+
+def _shown(rows: list[bool], tokens: Tensor) -> Tensor:
+    """(B, M) bool: tokens (B, M, D) of these rows."""
+    return torch.tensor(rows, device=tokens.device)[:, None].expand(-1, tokens.shape[1])
 
 
 def _rows(chosen: list[bool], new: State | None, old: State | None) -> State | None:

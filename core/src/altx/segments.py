@@ -17,7 +17,7 @@ class Piece:
     """Tokens of every row, none of a row beyond the end of its segment. B rows, n tokens of the longest.
 
     Args:
-        index: (B, n) int64, where each row's tokens stand in the call.
+        index: (B, n) int64, where each row's tokens stand in the call; (start, stop) if that is so in every row.
         mask: (B, n) bool, where there is a token; None if everywhere.
         first, last: of each row, whether its segment starts and ends here.
         reset: of each row, whether it starts a fresh sequence here.
@@ -25,7 +25,7 @@ class Piece:
         ctx: the context of the piece.
     """
 
-    index: Tensor
+    index: Tensor | tuple[int, int]
     mask: Tensor | None
     first: list[bool]
     last: list[bool]
@@ -35,6 +35,8 @@ class Piece:
 
     def take(self, x: Tensor) -> Tensor:
         """The piece of x (B, T, ...), with 0 where there is no token."""
+        if isinstance(self.index, tuple):
+            return x[:, slice(*self.index)]
         found = take(x, self.index)
         if self.mask is None:
             return found
@@ -52,6 +54,9 @@ def pieces(x: Tensor, ctx: Context, offset: Sequence[int], size: int) -> Iterato
         size: tokens of a segment.
     """
     batch, length = x.shape[:2]
+    if ctx.mask is None and ctx.reset is None and len(set(offset)) == 1:
+        yield from _alike(batch, length, ctx, offset[0], size)
+        return
     order = None if ctx.mask is None else compaction(ctx.mask)[0]
     counts = [length] * batch if ctx.mask is None else ctx.mask.sum(1).tolist()
     starts: list[list[int]] = [[] for _ in range(batch)]
@@ -90,11 +95,25 @@ def pieces(x: Tensor, ctx: Context, offset: Sequence[int], size: int) -> Iterato
         yield Piece(index, mask, first, last, fresh, list(offset), here)
 
 
+def _alike(batch: int, length: int, ctx: Context, offset: int, size: int) -> Iterator[Piece]:
+    """Pieces of rows that are cut alike."""
+    start = 0
+    while start < length:
+        stop, first = min(length, start + size - offset), offset == 0
+        offset = (offset + stop - start) % size
+        flags = [first] * batch, [offset == 0] * batch, [False] * batch, [offset] * batch
+        yield Piece((start, stop), None, *flags, ctx.slice(start, stop))
+        start = stop
+
+
 def gathered(parts: Sequence[tuple[Piece, Tensor]], like: Tensor) -> Tensor:
     """What came of pieces of `like` (B, T, ...), each (B, n, ...), where their tokens stood; 0 elsewhere."""
     batch, length = like.shape[:2]
-    whole = torch.cat([y for _, y in parts], 1)
-    index = torch.cat([p.index if p.mask is None else p.index.where(p.mask, length) for p, _ in parts], 1)
+    whole = torch.cat([y for _, y in parts], 1) if len(parts) > 1 else parts[0][1]
+    places = [(piece.index, piece.mask) for piece, _ in parts if not isinstance(piece.index, tuple)]
+    if not places:
+        return whole
+    index = torch.cat([at if mask is None else at.where(mask, length) for at, mask in places], 1)
     out = whole.new_zeros(batch, length + 1, *whole.shape[2:])
     spread = index.reshape(*index.shape, *[1] * (whole.dim() - 2)).expand_as(whole)
     return out.scatter(1, spread, whole)[:, :length]
