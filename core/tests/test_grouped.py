@@ -89,3 +89,6 @@ def test_what_a_void_pair_holds_reaches_nothing():
     torch.testing.assert_close(out[0, :2], 2 * torch.stack([x[0, 0], 2 * x[0, 1]]))
     out.sum().backward()
     assert not out[0, 2].any() and x.grad.isfinite().all() and weight.grad.isfinite().all()
+    cut = sorted_.cut()
+    assert cut.token.tolist() == [1, 0, 1] and cut.valid.all()
+    torch.testing.assert_close(cut.combine(cut.gather(x) * 2, 1, 3), out)

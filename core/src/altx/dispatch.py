@@ -20,21 +20,31 @@ class Plan:
         token: (P,) int64 index b*T + t.
         weight: (P,) gate of each pair, 0 where there is no target; carries the router's gradient.
         offsets: (n+1,) int64: target i owns pairs offsets[i]:offsets[i+1]. Pairs from offsets[n] on are void.
+        full: known to have no void pairs.
     """
 
     token: Tensor
     weight: Tensor
     offsets: Tensor
+    full: bool = False
+
+    def cut(self) -> Plan:
+        """Without void pairs where that asks no device for their number; else the plan as it is."""
+        if not self.offsets.is_cpu or torch.compiler.is_compiling():
+            return self
+        total = int(self.offsets[-1])
+        return Plan(self.token[:total], self.weight[:total], self.offsets, full=True)
 
     def gather(self, x: Tensor) -> Tensor:
         """Rows of x (B, T, D) in the plan's order: (P, D), 0 in void pairs."""
         rows = x.reshape(-1, x.shape[-1]).index_select(0, self.token)
-        return rows.masked_fill(~self.valid[:, None], 0)
+        return rows if self.full else rows.masked_fill(~self.valid[:, None], 0)
 
     def combine(self, y: Tensor, batch: int, length: int) -> Tensor:
         """Weighted sum of the targets' outputs y (P, D) per token: (B, T, D)."""
         # A void pair's row was computed by nobody, so its content may be anything, NaN included.
-        weighted = y.masked_fill(~self.valid[:, None], 0) * self.weight[:, None].to(y.dtype)
+        y = y if self.full else y.masked_fill(~self.valid[:, None], 0)
+        weighted = y * self.weight[:, None].to(y.dtype)
         flat = y.new_zeros(batch * length, y.shape[-1]).index_add(0, self.token, weighted)
         return flat.reshape(batch, length, y.shape[-1])
 

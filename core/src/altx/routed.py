@@ -80,7 +80,7 @@ class Routed(Layer):
             y = self._mixed(x, ctx, route.slots)
             return Output(y, _tree(route.state, [], None, None) if state else None, losses, metrics)
         if isinstance(self.targets, TargetBank):
-            plan = route.plan()
+            plan = route.plan().cut()
             y = plan.combine(self.targets(plan.gather(x), plan.offsets), batch, length)
             return Output(y, _tree(route.state, [], None, None) if state else None, losses, metrics)
         chosen = route.chosen(batch, length)
