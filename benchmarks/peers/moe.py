@@ -24,7 +24,7 @@ def cases(dim: int, length: int) -> list[Case]:
     sublayer = {"router": {"name": "topk", "k": CHOSEN}, "targets": targets}
     blueprint = resolve(validate(ModelConfig, {"dim": dim, "blocks": [{"sublayers": [sublayer]}]}), registry.default())
     ours: Any = build_branch(blueprint.blocks[0][0], BuildContext(dim=dim))
-    return [Case("moe", lambda x: ours(x).y, ours, {"loop": Loop(ours), **mixtral(ours, dim)})]
+    return [Case("moe", lambda x: ours(x).y, used(ours), {"loop": Loop(ours), **mixtral(ours, dim)})]
 
 
 class Loop(nn.Module):
@@ -46,30 +46,11 @@ class Loop(nn.Module):
         return y.view_as(x)
 
 
-def products(ours: Any, x: Tensor) -> Callable[[], None]:
-    """The matrix products that forward and backward pass cannot do without, of evenly loaded experts, and no more.
-
-    What each writes is there already: the products alone, and no time for memory.
-    """
-    bank, rows = ours.targets, x.flatten(0, 1).repeat(CHOSEN, 1)
-    step = len(rows) // EXPERTS
-    hidden = torch.randn(len(rows), bank.gate.shape[2])
-    outs = [torch.empty_like(w) for w in (bank.gate, bank.up, bank.down)]
-    wide, narrow = torch.empty_like(hidden), torch.empty_like(rows)
-
-    @torch.no_grad()
-    def run() -> None:
-        for i in range(EXPERTS):
-            at = slice(i * step, (i + 1) * step)
-            for weight, out in ((bank.gate, outs[0]), (bank.up, outs[1])):
-                torch.mm(rows[at], weight[i], out=wide[at])
-                torch.mm(hidden[at], weight[i].T, out=narrow[at])
-                torch.mm(rows[at].T, hidden[at], out=out[i])
-            torch.mm(hidden[at], bank.down[i], out=narrow[at])
-            torch.mm(rows[at], bank.down[i].T, out=wide[at])
-            torch.mm(hidden[at].T, rows[at], out=outs[2][i])
-
-    return run
+def used(ours: Any) -> nn.ModuleList:
+    """The matrices that a token meets, for the floor: as many products as there are, gradients of fewer weights."""
+    bank = ours.targets
+    shapes = [w.shape[1:] for w in (bank.gate, bank.up, bank.down)] * CHOSEN
+    return nn.ModuleList(nn.Linear(a, b, bias=False) for a, b in shapes)
 
 
 def mixtral(ours: Any, dim: int) -> dict[str, Callable[[Tensor], Tensor]]:
