@@ -1,4 +1,4 @@
-"""Config and capabilities of `ntm`."""
+"""Configs and capabilities of `ntm` and `dnc`."""
 
 from __future__ import annotations
 
@@ -37,3 +37,17 @@ class NTMConfig(Config):
 def capabilities(config: NTMConfig) -> MemoryCapabilities:
     """Streams token by token with a state of constant size."""
     return MemoryCapabilities(growth="constant", rollback="snapshot", order=config.order)
+
+
+class DNCConfig(Config):
+    """Config of `dnc`."""
+
+    slots: int = Field(32, gt=0, description="memory rows N")
+    width: int = Field(16, gt=0, description="numbers per row W")
+    read_heads: int = Field(2, gt=0, description="heads that read; one head writes")
+    clip: float = Field(20.0, gt=0, description="head outputs are clipped to +-clip before their activations")
+
+
+def dnc_capabilities(config: DNCConfig) -> MemoryCapabilities:
+    """Streams token by token with a state of constant size. A token is written before it is read."""
+    return MemoryCapabilities(growth="constant", rollback="snapshot", order="write-read")

@@ -16,6 +16,7 @@ from altx.state import Leaf, State
 from altx_ntm.config import NTMConfig, capabilities
 from altx_ntm.kernels import SCAN
 from altx_ntm.kernels.ntm.reference import Heads, Slots, Writes
+from altx_ntm.tokens import real, resets
 
 SPEC = {
     "memory": Leaf(kind="memory", fp32=True),
@@ -98,8 +99,8 @@ class NTM(Memory):
         fresh = fresh._replace(write_address=slots.write_address)
         if self.write_first:
             fresh = fresh._replace(memory=slots.memory)
-        reads = self._reads(_real(q, ctx), slots.memory.dtype)
-        vectors, slots = SCAN(slots, fresh, reads, None, mask=ctx.mask, reset=_resets(ctx))
+        reads = self._reads(real(q, ctx), slots.memory.dtype)
+        vectors, slots = SCAN(slots, fresh, reads, None, mask=ctx.mask, reset=resets(ctx))
         return self._value(vectors, q), state.replace(**slots._asdict())
 
     def write(self, u: Tensor, state: State, ctx: Context = FRESH) -> tuple[State, Mapping[str, Tensor]]:
@@ -109,8 +110,8 @@ class NTM(Memory):
         """
         slots, fresh = self._slots(state, ctx)
         fresh = fresh._replace(read_address=slots.read_address)
-        writes = self._writes(_real(u, ctx), slots.memory.dtype)
-        _, slots = SCAN(slots, fresh, None, writes, mask=ctx.mask, reset=_resets(ctx))
+        writes = self._writes(real(u, ctx), slots.memory.dtype)
+        _, slots = SCAN(slots, fresh, None, writes, mask=ctx.mask, reset=resets(ctx))
         return state.replace(seen=advanced(state.seen, u, ctx), **slots._asdict()), {}
 
     def scan(self, x: Tensor, state: State, ctx: Context = FRESH) -> Scan:
@@ -122,10 +123,10 @@ class NTM(Memory):
         if not x.shape[1]:
             return Scan(self.read(x, state, ctx)[0], state)
         slots, fresh = self._slots(state, ctx)
-        real = _real(x, ctx)
-        reads, writes = self._reads(real, slots.memory.dtype), self._writes(real, slots.memory.dtype)
+        heard = real(x, ctx)
+        reads, writes = self._reads(heard, slots.memory.dtype), self._writes(heard, slots.memory.dtype)
         vectors, slots = SCAN(
-            slots, fresh, reads, writes, write_first=self.write_first, mask=ctx.mask, reset=_resets(ctx)
+            slots, fresh, reads, writes, write_first=self.write_first, mask=ctx.mask, reset=resets(ctx)
         )
         state = state.replace(seen=advanced(state.seen, x, ctx), **slots._asdict())
         return Scan(self._value(vectors, x), state)
@@ -147,7 +148,8 @@ class NTM(Memory):
         return Writes(self._heads(rest), torch.sigmoid(erase), torch.tanh(add))
 
     def _clipped(self, linear: nn.Linear, x: Tensor, dtype: torch.dtype) -> Tensor:
-        return linear(x).to(dtype).clamp(-self.config.clip, self.config.clip)
+        outputs: Tensor = linear(x)
+        return outputs.to(dtype).clamp(-self.config.clip, self.config.clip)
 
     def _heads(self, h: Tensor) -> Heads:
         """Activations of the numbers (B, T, heads, W + 2r+1 + 3) that say where to look."""
@@ -163,16 +165,6 @@ class NTM(Memory):
     def _value(self, vectors: Tensor, x: Tensor) -> Read:
         """What the heads read (B, T, R, W) as a value (B, T, D) of x's dtype."""
         return Read(self.out_proj(vectors.flatten(2).to(self.out_proj.weight.dtype)).to(x.dtype))
-
-
-def _real(x: Tensor, ctx: Context) -> Tensor:
-    """x with 0 at masked tokens, where it may hold anything, NaN included."""
-    return x if ctx.mask is None else torch.where(ctx.mask[..., None], x, 0)
-
-
-def _resets(ctx: Context) -> Tensor | None:
-    """(B, T) bool: the real tokens that start afresh."""
-    return ctx.reset if ctx.reset is None or ctx.mask is None else ctx.reset & ctx.mask
 
 
 def build(config: NTMConfig, ctx: BuildContext) -> Memory:

@@ -265,4 +265,4 @@ def _flops(key, gate, shift, sharpness, erase, *_, out_shape=None, **__) -> int:
     length, batch, heads, width = key
     slots, writers = out_shape[3][2], erase[2]
     per_slot = heads * (2 * width + 12 + 2 * shift[-1]) + 2 * width * (heads - writers + 1) + 5 * width * writers
-    return length * batch * slots * per_slot
+    return int(length * batch * slots * per_slot)

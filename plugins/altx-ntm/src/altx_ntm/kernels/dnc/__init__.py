@@ -1,0 +1,16 @@
+"""The DNC's time loop: `reference` to read beside the paper, `native` to run."""
+
+from altx_kernels import Backend, Op
+from altx_ntm.kernels.dnc import cases, native, reference
+from altx_ntm.kernels.dnc.check import check
+
+SCAN = Op(
+    "dnc",
+    reference.scan,
+    [Backend("native", native.scan, native.unavailable, native.LIBRARY.problem)],
+    check=check,
+    summary="writes and reads of a Differentiable Neural Computer's memory, token by token",
+    examples=cases.examples,
+    workloads=cases.workloads,
+)
+"""Writes and reads of T tokens."""
