@@ -36,7 +36,20 @@ FEED_FORWARDS = [
 ATTACH = ["residual", "gate", "controller"]
 PAIRS = [{"mixer": f"{a},{b}"} for a, b in itertools.combinations_with_replacement(MIXERS, 2)]
 MEMORIES = [{"mixer": m, "memory": "ntm", "attach": a, "layers": 1} for m in MIXERS for a in ATTACH]
+OTHERS = [
+    {"mixer": mixer, "memory": component.name, "attach": attach, "layers": 1}
+    for component in registry.default().components("memory")
+    if component.name != "ntm"
+    for attach in component.spec.attach
+    for mixer in (["attention"] if attach == "kv" else ["attention", "mamba", "gated-deltanet"])
+]
 ROUTED = [{"mixer": m, "router": "topk", "feed_forward": "4*swiglu", "layers": 1} for m in MIXERS]
+ROUTERS = [
+    {"mixer": mixer, "router": component.name, "feed_forward": "4*swiglu", "layers": 1}
+    for component in registry.default().components("router")
+    if component.name != "topk" and default_capabilities(component).decode != "forbid"
+    for mixer in ("attention", "mamba", "gated-deltanet")
+]
 STATEFUL = [{"mixer": "attention", "feed_forward": name, "layers": 2} for name in FEED_FORWARDS]
 EVERYTHING = [
     {
@@ -59,9 +72,11 @@ def label(data: dict[str, Any]) -> str:
     )
 
 
-@pytest.mark.parametrize("data", [*PAIRS, *MEMORIES, *ROUTED, *STATEFUL, *EVERYTHING, *CHOICE], ids=label)
+@pytest.mark.parametrize(
+    "data", [*PAIRS, *MEMORIES, *OTHERS, *ROUTED, *ROUTERS, *STATEFUL, *EVERYTHING, *CHOICE], ids=label
+)
 def test_a_hybrid_trains_streams_and_is_restored(data: dict[str, Any], tmp_path: Path) -> None:
-    model = compose({"dim": 32, **data}, {"ntm.slots": 16} if "memory" in data else {}, seed=0)
+    model = compose({"dim": 32, **data}, {"ntm.slots": 16} if "ntm" in data.get("memory", "") else {}, seed=0)
     first, last = train(model)
     assert last < first
     model = model.double().eval()
@@ -71,7 +86,7 @@ def test_a_hybrid_trains_streams_and_is_restored(data: dict[str, Any], tmp_path:
         logits, state = prefill(model, text[:, :9], model.init_state(2))
         assert difference(logits, whole[:, 8]) < 1e-10
         checkpoint.save(model, tmp_path / "run")
-        restored = checkpoint.load(tmp_path / "run")
+        restored = checkpoint.load(tmp_path / "run").eval()
         for t in range(9, 14):
             out, again = model(text[:, t : t + 1], state=state), restored(text[:, t : t + 1], state=state)
             assert difference(out.y[:, 0], whole[:, t]) < 1e-10

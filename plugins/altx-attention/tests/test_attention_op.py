@@ -130,7 +130,7 @@ def test_flex_attention_equals_the_reference() -> None:
     """Uncompiled and without gradients, which is what it has on a CPU."""
     for made in examples():
         arguments = values(made)
-        if 0 < arguments["q"].numel() < 5000:
+        if 0 < arguments["q"].numel() < 1000:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
                 y = flex.attention(**arguments, fused=False)
