@@ -1,1 +1,1 @@
-"""The Neural Turing Machine's memory for altx."""
+"""The memories of the Neural Turing Machine and the Differentiable Neural Computer for altx."""

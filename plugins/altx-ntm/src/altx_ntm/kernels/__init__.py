@@ -1,4 +1,4 @@
-"""The op of this plugin: `ntm`, the time loop of reads and writes."""
+"""The ops of this plugin: `ntm` and `dnc`, time loops of reads and writes. `SCAN` is that of `ntm`."""
 
 from altx_ntm.kernels.ntm import SCAN
 

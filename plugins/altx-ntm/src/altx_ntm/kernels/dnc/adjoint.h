@@ -41,8 +41,10 @@ static void unread(
         times(dw, s->link, room->a, N, P, P);
         mixed(dw, s->link, room->c, N, P);
         for (int64_t i = 0; i < N; i++) {
-            axpy(d->link + i * P, room->c[i], old, P);
-            axpy(d->link + i * P, old[i], room->a, P);
+            real *G = d->link + i * P;
+            const real forward = room->c[i], backward = old[i];
+            for (int64_t j = 0; j < P; j += LANES)
+                vstore(G + j, vload(G + j) + forward * vload(old + j) + backward * vload(room->a + j));
         }
     }
 }

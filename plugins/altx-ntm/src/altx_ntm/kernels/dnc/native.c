@@ -75,8 +75,18 @@ INLINE void axpy(real *restrict y, real s, const real *restrict x, int64_t count
 
 /* out_n = A_n v for N rows, with zeros where there is padding. */
 static void times(real *restrict out, const real *restrict A, const real *restrict v, int64_t N, int64_t P, int64_t Q) {
-    for (int64_t n = 0; n < N; n++) out[n] = dot(A + n * Q, v, Q);
-    for (int64_t n = N; n < P; n++) out[n] = 0;
+    int64_t n = 0;
+    for (; n + 4 <= N; n += 4) {
+        const real *a = A + n * Q;
+        vec sum[4] = {vset(0), vset(0), vset(0), vset(0)};
+        for (int64_t i = 0; i < Q; i += LANES) {
+            const vec x = vload(v + i);
+            for (int64_t k = 0; k < 4; k++) sum[k] += vload(a + k * Q + i) * x;
+        }
+        for (int64_t k = 0; k < 4; k++) out[n + k] = vsum(sum[k]);
+    }
+    for (; n < N; n++) out[n] = dot(A + n * Q, v, Q);
+    for (n = N; n < P; n++) out[n] = 0;
 }
 
 /* out += sum_n v_n A_n */
@@ -146,13 +156,19 @@ static void uncontent(
     *d_strength = d;
 }
 
-/* Stable insertion by the rounded usage: N is small. */
+/* Slots by rounded usage, those alike by number. `order` holds that of another token, which is nearly the same. */
 static void sort(int32_t *order, real *rank, const real *usage, int64_t N) {
     for (int64_t n = 0; n < N; n++) rank[n] = ROUND(usage[n] / (real)ALIKE);
-    for (int64_t n = 0; n < N; n++) {
-        int64_t i = n;
-        for (; i > 0 && rank[order[i - 1]] > rank[n]; i--) order[i] = order[i - 1];
-        order[i] = (int32_t)n;
+    for (int64_t j = 1; j < N; j++) {
+        const int32_t n = order[j];
+        const real own = rank[n];
+        int64_t i = j;
+        for (; i > 0; i--) {
+            const int32_t other = order[i - 1];
+            if (!(rank[other] > own || (rank[other] == own && other > n))) break;
+            order[i] = other;
+        }
+        order[i] = n;
     }
 }
 
@@ -283,12 +299,14 @@ static void store(const Slots *to, real *from, int64_t b, const Problem *q) {
 static Given given_at(const Given *g, int64_t i, const Problem *q) { return GIVEN_AT(Given, g, i); }
 static Gradients gradients_at(const Gradients *g, int64_t i, const Problem *q) { return GIVEN_AT(Gradients, g, i); }
 
+/* With slots in their own order. */
 static Tape tape_in(real **scratch, int64_t P) {
     Tape t = {
         take(scratch, P), take(scratch, P), take(scratch, P), take(scratch, P), take(scratch, P), take(scratch, P),
         take(scratch, P), take(scratch, P), NULL,
     };
     t.order = (int32_t *)take(scratch, P);
+    for (int64_t n = 0; n < P; n++) t.order[n] = (int32_t)n;
     return t;
 }
 
