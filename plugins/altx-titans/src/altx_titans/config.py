@@ -52,3 +52,34 @@ class TitansConfig(Config):
 def capabilities(config: TitansConfig) -> MemoryCapabilities:
     """Streams in any pieces: the state holds the weights at the start of the open chunk."""
     return MemoryCapabilities(growth="constant", rollback="snapshot", order=config.order)
+
+
+class TTTConfig(Config):
+    """Config of `ttt`. The defaults are those of the paper and of its authors' code."""
+
+    layers: Literal[1, 2] = Field(1, description="of the network that is the memory: 1 is TTT-Linear, 2 is TTT-MLP")
+    heads: Literal["auto"] | Annotated[int, Field(gt=0)] = Field(
+        "auto", description="networks side by side H; auto: as many as are of width 64 or more"
+    )
+    chunk: int = Field(16, gt=0, description="tokens of a mini-batch C, whose gradients are taken at the same weights")
+    base_lr: float = Field(1.0, gt=0, description="largest step size, before it is divided by a head's width")
+    gate: bool = Field(False, description="multiply what is read by a gelu of the input")
+    rope_theta: float = Field(10000.0, gt=0, description="base of the rotary embedding within a mini-batch")
+
+    def count(self, dim: int) -> int:
+        """H at model width `dim`."""
+        if self.heads != "auto":
+            return self.heads
+        return next((n for n in range(dim // 64, 1, -1) if dim % (2 * n) == 0), 1)
+
+    def fit(self, dim: int) -> None:
+        heads = self.count(dim)
+        if dim % (2 * heads):
+            fitting = [n for n in range(1, dim // 2 + 1) if dim % (2 * n) == 0]
+            means = f"use {', '.join(map(str, fitting))} heads" if fitting else "use an even dim"
+            raise ValueError(f"{heads} heads at dim {dim} have no even width, which turning pairs takes; {means}")
+
+
+def ttt_capabilities(config: TTTConfig) -> MemoryCapabilities:
+    """Streams in any pieces: the state holds the gradients of the open mini-batch."""
+    return MemoryCapabilities(growth="constant", rollback="snapshot", order="write-read")

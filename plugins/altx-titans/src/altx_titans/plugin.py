@@ -31,4 +31,24 @@ def altx_memories() -> Iterable[MemorySpec]:
             default_attach="residual",
             attach_note="`--attach gate` is Memory as a Gate of the paper.",
         ),
+        MemorySpec(
+            "ttt",
+            summary="TTT-Linear and TTT-MLP: a small network, trained on each mini-batch of tokens",
+            description=(
+                "W <- W - rate sum lr grad 1/2 |f(k) - v|^2 over a mini-batch,  f(x) = x + norm(x W + b);  value f(q)\n"
+                "O(d^2) per token and head (layers: 2, with a hidden layer of 4 d: O(8 d^2)), and C numbers for each\n"
+                "pair of tokens of a mini-batch; mini-batches in turn, their tokens together.\n"
+                "State: twice the network's weights (at the mini-batch's start, and gradients), whatever the length.\n"
+                "For long sequences, beside another mixer or in a slot of its own."
+            ),
+            build="altx_titans.ttt:build",
+            config="altx_titans.config:TTTConfig",
+            capabilities="altx_titans.config:ttt_capabilities",
+            paper=(
+                "Sun et al. 2024, Learning to (Learn at Test Time): RNNs with Expressive Hidden States, "
+                "arXiv:2407.04620"
+            ),
+            attach=("residual", "gate"),
+            default_attach="residual",
+        ),
     ]
