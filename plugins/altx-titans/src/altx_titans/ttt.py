@@ -185,8 +185,8 @@ class TTT(Memory):
         """lr_i of the tokens x (B, T, D): (B, H, T)."""
         weight, bias = self.learnable_ttt_lr_weight[:, 0].to(dtype), self.learnable_ttt_lr_bias[:, 0].to(dtype)
         width = self.ttt_norm_weight.shape[1]
-        share: Tensor = torch.sigmoid(F.linear(x.to(dtype), weight, bias)).mT
-        return self.config.base_lr / width * share
+        step: Tensor = self.config.base_lr / width * torch.sigmoid(F.linear(x.to(dtype), weight, bias)).mT
+        return step
 
     def _split(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """(B, T, D) to (B, H, T, d) in the memory's dtype."""
