@@ -190,7 +190,8 @@ class TTT(Memory):
 
     def _split(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """(B, T, D) to (B, H, T, d) in the memory's dtype."""
-        return x.to(dtype).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        split: Tensor = x.to(dtype).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return split
 
     def _turned(self, x: Tensor, place: Tensor, dtype: torch.dtype) -> Tensor:
         """x (B, T, D) to (B, H, T, d), neighbours turned as pairs by their place (B, T or 1) in the mini-batch."""
