@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from altx_mamba.kernels import selective_scan, ssd
-from altx_ntm.kernels import ntm
+from altx_ntm.kernels import dnc, ntm
 from altx_performer.kernels import positive_features
 from altx_rwkv.kernels import wkv4
 from altx_s4.kernels import diagonal_ssm
@@ -30,7 +30,7 @@ OPS = {
         positive_features.OP,
         wkv4.OP,
     )
-} | {"ntm": ntm.SCAN}
+} | {"ntm": ntm.SCAN, "dnc": dnc.SCAN}
 
 
 def call(op: Op) -> dict:
