@@ -1,6 +1,6 @@
 """altx-linear-attention's delta rules beside transformers' layers of Qwen3-Next and Kimi Linear, in plain PyTorch as
-they run on a CPU, and beside fla's chunks in plain PyTorch. Heads are 128 wide, as many as fill the model width; of Gated
-DeltaNet there is also one with twice as many value heads, as Qwen3-Next has."""
+they run on a CPU, and beside fla's chunks in plain PyTorch. Heads are 128 wide, as many as fill the model width; of
+Gated DeltaNet there is also one with twice as many value heads, as Qwen3-Next has."""
 
 from __future__ import annotations
 
