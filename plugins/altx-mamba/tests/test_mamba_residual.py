@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
+from altx_mamba.kernels.mamba2_step import cases as cases2
+from altx_mamba.kernels.mamba2_step import mamba2_step
+from altx_mamba.kernels.mamba3_step import cases as cases3
+from altx_mamba.kernels.mamba3_step import mamba3_step
+from altx_mamba.kernels.mamba_step import cases, mamba_step
 from torch import nn
 
 from altx.block import Residual
 from altx.compose import compose
 from altx.layer import FRESH
 from altx.model import Model
+from altx_kernels import KernelError
 
 
 def model_of(mixer: str, norm: str = "rms") -> Model:
@@ -69,3 +75,36 @@ def test_gradients_go_through_the_parts() -> None:
     model = model_of("mamba").train()
     stepped(model, TEXT).square().sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+OPS = [(mamba_step, cases), (mamba2_step, cases2), (mamba3_step, cases3)]
+
+
+@pytest.mark.parametrize("op, made", OPS, ids=["mamba", "mamba2", "mamba3"])
+def test_an_op_moves_the_count_of_tokens_on(op, made) -> None:
+    arguments = {
+        name: value.detach() if isinstance(value, torch.Tensor) else value
+        for name, value in next(e.arguments for e in made.examples() if len(e.arguments["x"]) > 1).items()
+    }
+    rows = len(arguments["x"])
+    for backend in op.backends:
+        if op.backends[backend].absent():
+            continue
+        seen = torch.arange(rows)
+        with torch.no_grad():
+            op(**arguments, seen=seen, backend=backend)
+            assert seen.tolist() == list(range(1, rows + 1))
+            for wrong in (seen.int(), torch.zeros(1, dtype=torch.int64).expand(rows), torch.zeros(rows + 1).long()):
+                with pytest.raises(KernelError):
+                    op(**arguments, seen=wrong, backend=backend)
+
+
+@pytest.mark.parametrize("mixer", ["mamba", "mamba2", "mamba3"])
+def test_a_state_that_was_not_given_up_is_not_counted_on(mixer: str) -> None:
+    model = model_of(mixer)
+    with torch.no_grad():
+        before = model(TEXT[:, :3], state=model.init_state(2)).state
+        after = model(TEXT[:, 3:4], state=before).state
+        assert before.tokens.tolist() == [3, 3] and after.tokens.tolist() == [4, 4]
+        given = model(TEXT[:, 4:5], FRESH.replace(donate_state=True), after).state
+        assert given.tokens.tolist() == [5, 5]

@@ -24,7 +24,7 @@ from altx_mamba.initial import initial_dt_bias, zero_biases
 from altx_mamba.kernels.mamba2_step import mamba2_step
 from altx_mamba.kernels.ssd import ssd
 from altx_mamba.mamba2_config import Mamba2Config
-from altx_mamba.stepping import steps, weight_and_eps
+from altx_mamba.stepping import counter, steps, weight_and_eps
 
 LEAVES = {"conv": Leaf(kind="conv"), "ssm": Leaf(fp32=True)}
 
@@ -141,6 +141,7 @@ class Mamba2(Layer):
     def _step(self, x: Tensor, ctx: Context, state: State, norm: nn.Module | None = None) -> Output:
         """One token of every row: decoding; with the norm before and the residual around it if a norm is given."""
         pre_weight, pre_eps = weight_and_eps(norm)
+        seen = counter(state, ctx)
         # Straight from where nn.Module keeps them: its attributes are slow, and a step is short.
         weights: list[Any] = [child._parameters.values() for child in self._modules.values() if child is not None]
         (W_in, b_in), (W_conv, b_conv), (W_norm,), (W_out, b_out) = weights
@@ -148,9 +149,9 @@ class Mamba2(Layer):
         y, past, h = mamba2_step(
             x, state["conv"], state["ssm"], W_in, b_in, W_conv, b_conv, dt_bias, A_log, D, W_norm, W_out,
             b_out, norm_eps=self.norm_eps, dt_limit=self.dt_limit, donate=ctx.donate_state, pre_weight=pre_weight,
-            pre_eps=pre_eps,
+            pre_eps=pre_eps, seen=seen,
         )  # fmt: skip
-        return Output(y, State({"conv": past, "ssm": h}, LEAVES, seen=advanced(state.seen, x, ctx)))
+        return Output(y, State({"conv": past, "ssm": h}, LEAVES, seen=seen))
 
     def _steps(self, dt: Tensor) -> Tensor:
         """Step sizes (B, T, H) in float32 or more, from their projection."""

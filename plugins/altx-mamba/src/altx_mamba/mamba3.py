@@ -22,7 +22,7 @@ from altx_mamba.initial import initial_dt_bias
 from altx_mamba.kernels.mamba3 import mamba3
 from altx_mamba.kernels.mamba3_step import mamba3_step
 from altx_mamba.mamba3_config import Mamba3Config
-from altx_mamba.stepping import steps, weight_and_eps
+from altx_mamba.stepping import counter, steps, weight_and_eps
 
 LEAVES = {name: Leaf(fp32=True) for name in ("ssm", "angle", "k", "v")}
 
@@ -137,6 +137,7 @@ class Mamba3(Layer):
     def _step(self, x: Tensor, ctx: Context, state: State, norm: nn.Module | None = None) -> Output:
         """One token of every row: decoding; with the norm before and the residual around it if a norm is given."""
         pre_weight, pre_eps = weight_and_eps(norm)
+        seen = counter(state, ctx)
         # Straight from where nn.Module keeps them: its attributes are slow, and a step is short.
         weights: dict[str, Any] = {name: m._parameters["weight"] for name, m in self._modules.items() if m is not None}
         own: Any = self._parameters.values()
@@ -146,9 +147,9 @@ class Mamba3(Layer):
             weights["B_norm"], weights["C_norm"], B_bias.squeeze(1), C_bias.squeeze(1), D, weights.get("norm"),
             weights["out_proj"], norm_eps=self.norm_eps, A_floor=self.A_floor, heavy_tail=self.heavy_tail,
             donate=ctx.donate_state, pre_weight=pre_weight,
-            pre_eps=pre_eps,
+            pre_eps=pre_eps, seen=seen,
         )  # fmt: skip
-        state = state.replace(ssm=h, angle=angle, k=k, v=v, seen=advanced(state.seen, x, ctx))
+        state = state.replace(ssm=h, angle=angle, k=k, v=v, seen=seen)
         return Output(y, state)
 
     def _steps(self, dt: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from altx_mamba.config import MambaConfig
 from altx_mamba.initial import initial_dt_bias, zero_biases
 from altx_mamba.kernels.mamba_step import mamba_step
 from altx_mamba.kernels.selective_scan import selective_scan
-from altx_mamba.stepping import steps, weight_and_eps
+from altx_mamba.stepping import counter, steps, weight_and_eps
 
 LEAVES = {"conv": Leaf(kind="conv"), "ssm": Leaf(fp32=True)}
 
@@ -138,6 +138,7 @@ class Mamba(Layer):
     def _step(self, x: Tensor, ctx: Context, state: State, norm: nn.Module | None = None) -> Output:
         """One token of every row: decoding; with the norm before and the residual around it if a norm is given."""
         pre_weight, pre_eps = weight_and_eps(norm)
+        seen = counter(state, ctx)
         # Straight from where nn.Module keeps them: its attributes are slow, and a step is short.
         weights: list[Any] = [child._parameters.values() for child in self._modules.values() if child is not None]
         (W_in, b_in), (W_conv, b_conv), (W_x, _), (W_dt, b_dt), (W_out, b_out) = weights
@@ -145,9 +146,9 @@ class Mamba(Layer):
         y, past, h = mamba_step(
             x, state["conv"], state["ssm"], W_in, b_in, W_conv, b_conv, W_x, W_dt, b_dt, A_log, D, W_out,
             b_out, inner_norm_eps=self.inner_norm_eps, donate=ctx.donate_state, pre_weight=pre_weight,
-            pre_eps=pre_eps,
+            pre_eps=pre_eps, seen=seen,
         )  # fmt: skip
-        return Output(y, State({"conv": past, "ssm": h}, LEAVES, seen=advanced(state.seen, x, ctx)))
+        return Output(y, State({"conv": past, "ssm": h}, LEAVES, seen=seen))
 
     def _select(self, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The step size before its bias and softplus (B, T, E), B and C (B, T, N) of each token, from v (B, T, E)."""

@@ -52,3 +52,10 @@ def hooked(module: nn.Module) -> bool:
 def weight_and_eps(norm: nn.Module | None) -> tuple[Tensor | None, float]:
     """Of an RMSNorm, if there is one."""
     return (norm._parameters["weight"], norm.eps or 0.0) if isinstance(norm, nn.RMSNorm) else (None, 0.0)
+
+
+def counter(state: State, ctx: Context) -> Tensor:
+    """(B,) int64, the tokens that each row has seen: the state's own where it was given up, for an op to move on."""
+    seen = state.seen
+    assert seen is not None
+    return seen if ctx.donate_state and seen.is_contiguous() else seen.clone(memory_format=torch.contiguous_format)

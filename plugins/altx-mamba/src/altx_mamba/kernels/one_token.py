@@ -30,7 +30,7 @@ def unavailable(x: Tensor, *others: Tensor | None, **named: object) -> str | Non
         if isinstance(tensor, Tensor):
             if not tensor.is_cpu:
                 return f"an argument is on {tensor.device}, x on the CPU"
-            if tensor.dtype is not dtype:
+            if tensor.dtype is not dtype and tensor.dtype is not torch.int64:
                 return f"an argument is {tensor.dtype} where x is {dtype}"
             if grad and tensor.requires_grad:
                 return "gradients are wanted, and it has none"
@@ -54,6 +54,12 @@ def check(op: str, names: Sequence[str], *pairs: tuple[Tensor | None, tuple[int,
                 f"op {op!r}: {names[index]} has shape {tuple(tensor.shape)}, not {shape}",
                 hint="a state comes from a layer of the same sizes, and for as many rows",
             )
+
+
+def check_counts(op: str, seen: Tensor | None) -> None:
+    """Raises KernelError if `seen` is not what native code may write integers to."""
+    if seen is not None and (seen.dtype is not torch.int64 or not seen.is_contiguous()):
+        raise KernelError(f"op {op!r}: seen is {seen.dtype}", hint="pass contiguous int64: it is written to")
 
 
 def wrong_axes(op: str, **arguments: tuple[Tensor, int]) -> KernelError:

@@ -10,6 +10,7 @@ from altx_mamba.kernels import one_token
 NAMES = (
     "past", "h", "in_weight", "in_bias", "conv_weight", "conv_bias", "dt_bias", "A_log", "D", "norm_weight",
     "out_weight", "out_bias", "pre_weight", "x",
+    "seen",
 )  # fmt: skip
 
 
@@ -29,6 +30,7 @@ def check(
     out_bias: Tensor | None,
     *,
     pre_weight: Tensor | None = None,
+    seen: Tensor | None = None,
     **options: object,
 ) -> None:
     """Raises KernelError if the shapes do not fit together. Letters as in `reference`."""
@@ -47,5 +49,6 @@ def check(
     one_token.check(
         "mamba2-step", NAMES, (past, (B, K - 1, S)), (h, (B, H, N, P)), (in_weight, (E + S + H, M)),
         (in_bias, (E + S + H,)), (conv_weight, (S, 1, K)), (conv_bias, (S,)), (dt_bias, (H,)), (A_log, (H,)), (D, (H,)),
-        (norm_weight, (E,)), (out_weight, (M, E)), (out_bias, (M,)), (pre_weight, (M,)), (x, (B, 1, M)),
+        (norm_weight, (E,)), (out_weight, (M, E)), (out_bias, (M,)), (pre_weight, (M,)), (x, (B, 1, M)), (seen, (B,)),
     )  # fmt: skip
+    one_token.check_counts("mamba2-step", seen)

@@ -48,10 +48,11 @@ static void head(real *h, const real *B, const real *C, const real *v, real *z, 
 EXPORT void FN(step)(const real *x, real *past, real *h, const real *in_weight, const real *in_bias,
                      const real *conv_weight, const real *conv_bias, const real *dt_bias, const real *A_log,
                      const real *D, const real *norm_weight, const real *out_weight, const real *out_bias,
-                     const real *pre_weight, real *work, real *y, int64_t rows, int64_t M, int64_t H, int64_t P, int64_t G,
-                     int64_t N, int64_t K, double least, double most, double eps, double pre_eps, int64_t threads) {
+                     const real *pre_weight, real *work, real *y, int64_t *seen, int64_t rows,
+                     int64_t M, int64_t H, int64_t P, int64_t G, int64_t N, int64_t K, double least, double most, double eps, double pre_eps, int64_t threads) {
     const int64_t E = H * P, S = E + 2 * G * N, stride = E + 2 * S + 2 * H, shared = H / G;
     real *z = work, *u = z + E, *steps = u + S, *v = steps + H, *squares = v + S;
+    for (int64_t row = 0; seen && row < rows; row++) seen[row]++;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         unsigned before = flush_denormals();

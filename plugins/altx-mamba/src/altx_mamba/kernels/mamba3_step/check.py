@@ -10,6 +10,7 @@ from altx_mamba.kernels import one_token
 NAMES = (
     "h", "angle", "k", "v", "in_weight", "dt_bias", "B_weight", "C_weight", "B_bias", "C_bias", "D", "norm_weight",
     "out_weight", "pre_weight", "x",
+    "seen",
 )  # fmt: skip
 
 
@@ -30,6 +31,7 @@ def check(
     out_weight: Tensor,
     *,
     pre_weight: Tensor | None = None,
+    seen: Tensor | None = None,
     **options: object,
 ) -> None:
     """Raises KernelError if the shapes do not fit together. Letters as in `reference`."""
@@ -50,5 +52,7 @@ def check(
     one_token.check(
         "mamba3-step", NAMES, (h, (B, H, N, P)), (angle, (B, H, R)), (k, (B, H, N)), (v, (B, H, P)),
         (in_weight, (I, M)), (dt_bias, (H,)), (B_weight, (N,)), (C_weight, (N,)), (B_bias, (H, N)),
-        (C_bias, (H, N)), (D, (H,)), (norm_weight, (E,)), (out_weight, (M, E)), (pre_weight, (M,)), (x, (B, 1, M)),
+        (C_bias, (H, N)), (D, (H,)), (norm_weight, (E,)), (out_weight, (M, E)), (pre_weight, (M,)),
+        (x, (B, 1, M)), (seen, (B,)),
     )  # fmt: skip
+    one_token.check_counts("mamba3-step", seen)

@@ -83,10 +83,11 @@ static void leave(const real *y, real *z, const real *weight, int64_t P, real ep
 EXPORT void FN(step)(const real *x, real *h, real *angle, real *k, real *v, const real *in_weight, const real *dt_bias,
                      const real *B_weight, const real *C_weight, const real *B_bias, const real *C_bias, const real *D,
                      const real *norm_weight, const real *out_weight, const real *pre_weight, real *work, real *y,
-                     int64_t rows, int64_t M, int64_t H, int64_t P, int64_t G, int64_t N, int64_t R, double norm_eps,
+                     int64_t *seen, int64_t rows, int64_t M, int64_t H, int64_t P, int64_t G, int64_t N, int64_t R, double norm_eps,
                      double A_floor, double pre_eps, int64_t heavy_tail, int64_t threads) {
     const int64_t E = H * P, stride = 2 * E + 2 * G * N + 3 * H + R;
     const real eps = (real)norm_eps, floor = (real)A_floor;
+    for (int64_t row = 0; seen && row < rows; row++) seen[row]++;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         unsigned before = flush_denormals();

@@ -40,6 +40,7 @@ def mamba3_step(
     donate: bool = False,
     pre_weight: Tensor | None = None,
     pre_eps: float = 0.0,
+    seen: Tensor | None = None,
 ) -> Result:
     """One token of every row; head i has the B and C of group i // (H // G).
 
@@ -65,11 +66,14 @@ def mamba3_step(
         donate: the caller gives h, angle, k and v up: they may be written to.
         pre_weight: (M,), of an RMSNorm on x, after which x is added to the result: x + mixer(norm(x)).
         pre_eps: its epsilon.
+        seen: (B,) int64, the tokens before; moved on by one, in place.
 
     Returns:
         y (B, 1, M) in the dtype of x; h, angle, k and v in float32, or float64 if an argument is: the dtype that all is
         computed in.
     """
+    if seen is not None:
+        seen += 1
     dtype = precise(x, h, angle, k, v, in_weight)
     x_, h, angle, k, v, W_in, b_dt, w_B, w_C, b_B, b_C, D, W_out = (
         tensor.to(dtype)

@@ -9,6 +9,7 @@ from altx_mamba.kernels import one_token
 NAMES = (
     "past", "h", "in_weight", "in_bias", "conv_weight", "conv_bias", "x_weight", "dt_weight", "dt_bias", "D",
     "out_weight", "out_bias", "pre_weight", "x",
+    "seen",
 )  # fmt: skip
 
 
@@ -29,6 +30,7 @@ def check(
     out_bias: Tensor | None,
     *,
     pre_weight: Tensor | None = None,
+    seen: Tensor | None = None,
     **options: object,
 ) -> None:
     """Raises KernelError if the shapes do not fit together. Letters as in `reference`."""
@@ -41,5 +43,6 @@ def check(
     one_token.check(
         "mamba-step", NAMES, (past, (B, K - 1, E)), (h, (B, E, N)), (in_weight, (2 * E, M)), (in_bias, (2 * E,)),
         (conv_weight, (E, 1, K)), (conv_bias, (E,)), (x_weight, (R + 2 * N, E)), (dt_weight, (E, R)), (dt_bias, (E,)),
-        (D, (E,)), (out_weight, (M, E)), (out_bias, (M,)), (pre_weight, (M,)), (x, (B, 1, M)),
+        (D, (E,)), (out_weight, (M, E)), (out_bias, (M,)), (pre_weight, (M,)), (x, (B, 1, M)), (seen, (B,)),
     )  # fmt: skip
+    one_token.check_counts("mamba-step", seen)

@@ -45,10 +45,11 @@ static void recur(const real *s, const real *v, const real *z, const real *dt_we
 EXPORT void FN(step)(const real *x, real *past, real *h, const real *in_weight, const real *in_bias,
                      const real *conv_weight, const real *conv_bias, const real *x_weight, const real *dt_weight,
                      const real *dt_bias, const real *A_log, const real *D, const real *out_weight,
-                     const real *out_bias, const real *pre_weight, real *work, real *y, int64_t rows, int64_t M,
-                     int64_t E, int64_t N, int64_t K, int64_t R, double eps, double pre_eps, int64_t threads) {
+                     const real *out_bias, const real *pre_weight, real *work, real *y, int64_t *seen, int64_t rows,
+                     int64_t M, int64_t E, int64_t N, int64_t K, int64_t R, double eps, double pre_eps, int64_t threads) {
     const int64_t S = R + 2 * N, stride = 3 * E + S;
     real *v = work, *s = v + E, *z = s + S, *u = z + E;
+    for (int64_t row = 0; seen && row < rows; row++) seen[row]++;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         unsigned before = flush_denormals();

@@ -11,7 +11,7 @@ from altx_kernels.native import Library
 from altx_kernels.primitive import Primitive
 from altx_mamba.kernels.one_token import ALONE, writable
 
-LIBRARY = Library(Path(__file__).with_name("native.c"), {"step": "p" * 17 + "i" * 6 + "dd" + "i"})
+LIBRARY = Library(Path(__file__).with_name("native.c"), {"step": "p" * 18 + "i" * 6 + "dd" + "i"})
 
 
 def mamba_step(
@@ -34,17 +34,20 @@ def mamba_step(
     donate: bool = False,
     pre_weight: Tensor | None = None,
     pre_eps: float = 0.0,
+    seen: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `reference.mamba_step`."""
     past, h = writable(past, donate), writable(h, donate)
     weights = (in_weight, in_bias, conv_weight, conv_bias, x_weight, dt_weight, dt_bias, A_log, D, out_weight, out_bias)
-    return _step(x, past, h, *weights, -1.0 if inner_norm_eps is None else inner_norm_eps, pre_weight, pre_eps), past, h
+    eps = -1.0 if inner_norm_eps is None else inner_norm_eps
+    return _step(x, past, h, *weights, eps, pre_weight, pre_eps, seen), past, h
 
 
 def _impl(
     x: Tensor, past: Tensor, h: Tensor, in_weight: Tensor, in_bias: Tensor | None, conv_weight: Tensor,
     conv_bias: Tensor | None, x_weight: Tensor, dt_weight: Tensor, dt_bias: Tensor, A_log: Tensor, D: Tensor,
     out_weight: Tensor, out_bias: Tensor | None, eps: float, pre_weight: Tensor | None, pre_eps: float,
+    seen: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """y as x; `past` and `h` are moved on in place."""
     (rows, _, width), (inner, size), taps, rank = x.shape, A_log.shape, conv_weight.shape[2], dt_weight.shape[1]
@@ -57,7 +60,7 @@ def _impl(
     )  # fmt: skip
     LIBRARY.call(
         "step", x.dtype, x.contiguous(), past, h, *[w if w is None else w.contiguous() for w in weights], work, y,
-        rows, width, inner, size, taps, rank, eps, pre_eps, threads,
+        seen, rows, width, inner, size, taps, rank, eps, pre_eps, threads,
     )  # fmt: skip
     return y
 
@@ -66,4 +69,4 @@ def _fake(x: Tensor, *_: object) -> Tensor:
     return x.new_empty(x.shape)
 
 
-_step = Primitive("altx_mamba::step", _impl, _fake, mutates=("past", "h"))
+_step = Primitive("altx_mamba::step", _impl, _fake, mutates=("past", "h", "seen"))

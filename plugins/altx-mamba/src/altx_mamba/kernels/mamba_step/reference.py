@@ -34,6 +34,7 @@ def mamba_step(
     donate: bool = False,
     pre_weight: Tensor | None = None,
     pre_eps: float = 0.0,
+    seen: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One token of every row.
 
@@ -53,11 +54,14 @@ def mamba_step(
         donate: the caller gives `past` and `h` up: they may be written to.
         pre_weight: (M,), of an RMSNorm on x, after which x is added to the result: x + mixer(norm(x)).
         pre_eps: its epsilon.
+        seen: (B,) int64, the tokens before; moved on by one, in place.
 
     Returns:
         y (B, 1, M) and `past` in the dtypes they came in, and `h` in float32, or float64 if an argument is: the dtype
         that all is computed in.
     """
+    if seen is not None:
+        seen += 1
     dtype = precise(x, past, h, in_weight)
     x_, past_, h, W_in, W_conv, W_x, W_dt, b_dt, A_log, D, W_out = (
         tensor.to(dtype)
