@@ -10,7 +10,7 @@ from altx.layer import FRESH
 from altx.router import Route, Router, Targets
 from altx.spec import BuildContext
 from altx.state import State
-from altx_moe.config import BaseConfig, base_capabilities
+from altx_moe.config import BaseConfig, batch_capabilities
 from altx_moe.gate import Gate, mean, routable, token_choice
 
 
@@ -30,7 +30,7 @@ class Base(Router):
     def __init__(self, config: BaseConfig, dim: int, n: int) -> None:
         super().__init__()
         self.config = config
-        self.capabilities = base_capabilities(config)
+        self.capabilities = batch_capabilities(config)
         self.gate = Gate(dim, n)
 
     def route(self, x: Tensor, targets: Targets, ctx: Context = FRESH, state: State | None = None) -> Route:

@@ -88,15 +88,20 @@ class ExpertChoiceConfig(RouterConfig):
         return min(tokens, math.ceil(self.capacity_factor * tokens / n))
 
 
-class SinkhornConfig(RouterConfig):
-    """Config of `sinkhorn`."""
+class _SeveralTargets(RouterConfig):
+    """A token uses k targets, of which there must be as many."""
 
     k: int = Field(1, gt=0, description="targets per token")
-    iterations: int = Field(32, gt=0, description="of the Sinkhorn algorithm, while training")
 
     def fit_targets(self, n: int) -> None:
         if self.k > n:
             raise ValueError(f"k {self.k} is more than there are; use k of at most {n}, or more targets")
+
+
+class SinkhornConfig(_SeveralTargets):
+    """Config of `sinkhorn`."""
+
+    iterations: int = Field(32, gt=0, description="of the Sinkhorn algorithm, while training")
 
 
 class BaseConfig(RouterConfig):
@@ -108,15 +113,11 @@ class BaseConfig(RouterConfig):
     rounds: int = Field(1000, gt=0, description="of the auction at most; who is left takes what is free")
 
 
-class HashConfig(RouterConfig):
+class HashConfig(_SeveralTargets):
     """Config of `hash`."""
 
     k: int = Field(1, gt=0, description="targets per token, with weights 1 / k")
     seed: int = Field(0, ge=0, description="which random table; routers of different layers may use different ones")
-
-    def fit_targets(self, n: int) -> None:
-        if self.k > n:
-            raise ValueError(f"k {self.k} is more than there are; use k of at most {n}, or more targets")
 
 
 class SoftConfig(RouterConfig):
@@ -156,12 +157,7 @@ def expert_choice_capabilities(config: ExpertChoiceConfig) -> RouterCapabilities
     )
 
 
-def sinkhorn_capabilities(config: SinkhornConfig) -> RouterCapabilities:
-    """Tokens of a batch compete while training only."""
-    return RouterCapabilities(bidirectional=True, packing=True, lookahead="batch", decode="argmax")
-
-
-def base_capabilities(config: BaseConfig) -> RouterCapabilities:
+def batch_capabilities(config: SinkhornConfig | BaseConfig) -> RouterCapabilities:
     """Tokens of a batch compete while training only."""
     return RouterCapabilities(bidirectional=True, packing=True, lookahead="batch", decode="argmax")
 

@@ -69,7 +69,7 @@ def altx_routers() -> Iterable[RouterSpec]:
             ),
             build="altx_moe.sinkhorn:build",
             config="altx_moe.config:SinkhornConfig",
-            capabilities="altx_moe.config:sinkhorn_capabilities",
+            capabilities="altx_moe.config:batch_capabilities",
             paper="Clark et al. 2022, Unified Scaling Laws for Routed Language Models, arXiv:2202.01169",
         ),
         RouterSpec(
@@ -82,7 +82,7 @@ def altx_routers() -> Iterable[RouterSpec]:
             ),
             build="altx_moe.base:build",
             config="altx_moe.config:BaseConfig",
-            capabilities="altx_moe.config:base_capabilities",
+            capabilities="altx_moe.config:batch_capabilities",
             paper="Lewis et al. 2021, BASE Layers, arXiv:2103.16716",
         ),
         RouterSpec(
