@@ -11,6 +11,7 @@ from torch import Tensor
 from altx_kernels.arguments import precise
 from altx_kernels.native import Library
 from altx_kernels.primitive import Primitive
+from altx_rwkv.kernels.token_shift.adjoint import backward_fake, save, through
 
 INPUTS = "pppp" + "iiii"
 LIBRARY = Library(Path(__file__).with_name("native.c"), {"shift": INPUTS + "pi", "shift_backward": INPUTS + "pppppi"})
@@ -72,22 +73,5 @@ def _backward(
     return dx.to(x.dtype), dmix.sum(0).to(mix.dtype), dinitial.to(like.dtype)
 
 
-def _backward_fake(
-    dy: Tensor, x: Tensor, mix: Tensor, initial_state: Tensor | None, reset: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    like = x if initial_state is None else initial_state
-    return x.new_empty(x.shape), mix.new_empty(mix.shape), like.new_empty(x.shape[0], x.shape[2])
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    x, mix, initial_state, reset = ctx.saved_tensors
-    dx, dmix, dinitial = BACKWARD(dy, x, mix, initial_state, reset)
-    return dx, dmix, None if initial_state is None else dinitial, None
-
-
-BACKWARD = Primitive("altx::token_shift_backward", _backward, _backward_fake)
-FORWARD = Primitive("altx::token_shift", _forward, _forward_fake, save=_save, backward=_differentiate)
+BACKWARD = Primitive("altx::token_shift_backward", _backward, backward_fake)
+FORWARD = Primitive("altx::token_shift", _forward, _forward_fake, save=save, backward=through(BACKWARD))

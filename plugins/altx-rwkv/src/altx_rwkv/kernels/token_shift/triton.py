@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -14,6 +12,7 @@ from torch import Tensor
 
 from altx_kernels.gpu.launching import DEVICE, launch
 from altx_kernels.primitive import Primitive
+from altx_rwkv.kernels.token_shift.adjoint import backward_fake, save, through
 
 TILE = {"BT": 8, "BD": 128}
 """Tokens and channels of a program."""
@@ -97,7 +96,7 @@ def _forward_fake(x: Tensor, mix: Tensor, initial_state: Tensor | None, reset: T
 def _backward(
     dy: Tensor, x: Tensor, mix: Tensor, initial_state: Tensor | None, reset: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dx, dmix, dinitial = _backward_fake(dy, x, mix, initial_state, reset)
+    dx, dmix, dinitial = backward_fake(dy, x, mix, initial_state, reset)
     dinitial.zero_()
     (batch, length, width), count = x.shape, len(mix)
     grid = (triton.cdiv(batch * length, TILE["BT"]), triton.cdiv(width, TILE["BD"]))
@@ -109,26 +108,9 @@ def _backward(
     return dx, dmix.copy_(parts.sum(0)), dinitial
 
 
-def _backward_fake(
-    dy: Tensor, x: Tensor, mix: Tensor, initial_state: Tensor | None, reset: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    like = x if initial_state is None else initial_state
-    return x.new_empty(x.shape), mix.new_empty(mix.shape), like.new_empty(x.shape[0], x.shape[2])
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    x, mix, initial_state, reset = ctx.saved_tensors
-    dx, dmix, dinitial = BACKWARD(dy, x, mix, initial_state, reset)
-    return dx, dmix, None if initial_state is None else dinitial, None
-
-
-BACKWARD = Primitive("altx_rwkv::token_shift_triton_backward", _backward, _backward_fake, device=DEVICE)
+BACKWARD = Primitive("altx_rwkv::token_shift_triton_backward", _backward, backward_fake, device=DEVICE)
 FORWARD = Primitive(
-    "altx_rwkv::token_shift_triton", _forward, _forward_fake, save=_save, backward=_differentiate, device=DEVICE
+    "altx_rwkv::token_shift_triton", _forward, _forward_fake, save=save, backward=through(BACKWARD), device=DEVICE
 )
 
 
