@@ -14,8 +14,8 @@ ROOT = Path(__file__).parent.parent
 CORE = ROOT / "core/src/altx"
 PLUGINS = sorted(path for path in (ROOT / "plugins").iterdir() if (path / "pyproject.toml").exists())
 TORCH_FREE = [
-    "__init__", "builtin", "capabilities", "config", "errors", "feed_forward_config", "hookspecs", "joints",
-    "placement", "recipe", "registry", "resolve", "spec",
+    "__init__", "builtin", "capabilities", "config", "discovery", "errors", "feed_forward_config", "hookspecs",
+    "joints", "part", "placement", "recipe", "registry", "resolve", "spec",
 ]  # fmt: skip
 
 

@@ -85,6 +85,14 @@ class Capabilities:
             value = getattr(self, name)
             if not (isinstance(value, int) and value > 0) and not (name == "max_len" and value is None):
                 raise ValueError(f"{name} must be a positive integer, not {value!r}")
+        for name in ("requires", "provides", "shares", "includes"):
+            value = getattr(self, name)
+            if not isinstance(value, frozenset) or not all(isinstance(each, str) for each in value):
+                raise ValueError(f"{name} must be a frozenset of names, not {value!r}")
+        if not isinstance(self.losses, Mapping) or not all(
+            isinstance(name, str) and isinstance(weight, (int, float)) for name, weight in self.losses.items()
+        ):
+            raise ValueError(f"losses must be weights by name, not {self.losses!r}")
         if not self.includes <= {"norm", "residual"}:
             raise ValueError(f"includes may hold norm and residual, not {sorted(self.includes)}")
 

@@ -13,7 +13,7 @@ from altx import recipe, registry
 from altx.adapters import Bidirectional, PadToMultiple, PrefixReplay, Unpack
 from altx.attach import ContextAttach, ControllerAttach, GateAttach, KVAttach, MemoryLayer, ResidualAttach
 from altx.block import Residual, Stack
-from altx.errors import AltxError, BrokenPlugin, CompositionError
+from altx.errors import BrokenPlugin, CompositionError
 from altx.layer import Component, Layer
 from altx.memory import Memory
 from altx.model import Model
@@ -101,7 +101,10 @@ def _one_way(branch: Branch, ctx: BuildContext) -> Layer:
         return layer
     if branch.attach == "kv":
         if layer.hands is None:
-            raise BrokenPlugin(f"{branch.part}: accepts_kv, and its layer does not say in `hands` what it hands over")
+            raise BrokenPlugin(
+                f"{branch.part}: accepts_kv, and its layer does not say in `hands` what it hands over",
+                hint=branch.part.component.remedy,
+            )
         ctx = replace(ctx, heads=layer.hands)
     return attach(branch.attach, layer, build_part(branch.memory, ctx, Memory), ctx.dim)
 
@@ -135,13 +138,13 @@ def build_part(part: Part, ctx: BuildContext, expected: type[AnyComponent], role
         BrokenPlugin: if it builds something else.
     """
     builder = part.component.load(role)
-    try:
+    with part.component.guard(f"{part.path}: building {part} failed", error=CompositionError):
         module = builder(part.config, ctx)
-    except AltxError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise CompositionError(f"{part.path}: building {part} failed: {registry.describe(error)}") from error
-    if not isinstance(module, expected):
-        raise BrokenPlugin(f"{part}: its {role} returned a {type(module).__name__}, not a {expected.__name__}")
-    module.capabilities = part.capabilities
+        if not isinstance(module, expected):
+            raise BrokenPlugin(
+                f"{part}: its {role} returned a {type(module).__name__}, not a {expected.__name__}",
+                hint=part.component.remedy,
+            )
+        module.capabilities = part.capabilities
+        module.built_as = str(part)
     return module

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import TracebackType
+
 
 class AltxError(Exception):
     """Something the user can put right.
@@ -47,3 +49,40 @@ class StateError(AltxError):
 
 class CheckpointError(AltxError):
     """A checkpoint is missing, damaged, or belongs to another model."""
+
+
+MAX_SHOWN = 300
+
+
+def printable(text: str, limit: int = MAX_SHOWN) -> str:
+    """Text of unknown origin as a message can hold it: cut, and nothing in it that a terminal would obey."""
+    text = text if len(text) <= limit else text[: limit - 3] + "..."
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def shown(value: object) -> str:
+    """The repr of a value of unknown origin, as a message can hold it."""
+    try:
+        return printable(repr(value))
+    except Exception:
+        return f"a {type(value).__name__}"
+
+
+def describe(error: BaseException) -> str:
+    """An exception in one line."""
+    try:
+        text = str(error).strip()
+    except Exception:
+        text = ""
+    name = printable(type(error).__name__)
+    return f"{name}: {printable(text.splitlines()[0])}" if text else name
+
+
+def culprit(error: BaseException) -> str:
+    """The component of a plugin in whose code an exception was raised, with plugin and version; empty if in none."""
+    found = ""
+    trace: TracebackType | None = error.__traceback__
+    while trace:
+        found = getattr(trace.tb_frame.f_locals.get("self"), "__dict__", {}).get("built_as") or found
+        trace = trace.tb_next
+    return found

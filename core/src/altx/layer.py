@@ -77,6 +77,8 @@ class Component(nn.Module):
     """
 
     capabilities: Capabilities
+    built_as: str = ""
+    """Kind, name, plugin and version, of what composition had a plugin build; an error in its code is told with it."""
 
     def param_groups(self) -> dict[str, dict[str, Any]]:
         """Optimizer options by name of one of this component's own parameters, e.g. `{"A_log": {"weight_decay": 0.0}}`.

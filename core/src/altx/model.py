@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from altx.block import make_norm
 from altx.config import ClassifierHead, LanguageModelHead, ModelConfig, TokensInput
 from altx.context import Context
-from altx.errors import UnsupportedContext
+from altx.errors import BrokenPlugin, UnsupportedContext, culprit, describe
 from altx.layer import FRESH, Component, Layer, Output, descendants, scoped
 from altx.state import State
 
@@ -62,12 +62,25 @@ class Model(Component):
 
         Raises:
             UnsupportedContext: if the model cannot stream.
+
+        What a plugin's code raises goes through, with a note that names the plugin.
         """
         if self.capabilities.streaming == "none":
             raise UnsupportedContext("this model does not stream: some of its layers look at the whole sequence")
         weight = next(self.parameters())
         device, dtype = device or weight.device, dtype or weight.dtype
-        return self.body.init_state(batch, capacity=capacity, device=device, dtype=dtype) or State()
+        try:
+            return self.body.init_state(batch, capacity=capacity, device=device, dtype=dtype) or State()
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            if who := culprit(error):
+                if not isinstance(error, Exception):
+                    # Such as SystemExit, which would end the program without a word.
+                    what = f"{who}: its init_state raised {describe(error)}"
+                    raise BrokenPlugin(what, hint="tell its authors, or use another version") from error
+                error.add_note(f"raised in {who}; tell its authors, or use another version")
+            raise
 
     def forward(self, inputs: Tensor, ctx: Context = FRESH, state: State | None = None) -> Output:
         """Run the model.

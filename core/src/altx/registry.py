@@ -1,8 +1,7 @@
-"""Finding plugins and their components: lazily, in two stages, with failures kept as data.
+"""Finding components: lazily, in two stages, with failures kept as data.
 
-Metadata of installed distributions names the plugins (entry-point group `altx.plugins`). A plugin's
-entry module is imported when one of its names is needed; a plugin that fails stays in the list with its
-error and hurts nobody. Never imports torch.
+`altx.discovery` names the installed plugins. A plugin's entry module is imported when one of its names is needed; a
+plugin that fails stays in the list with its error and hurts nobody. Never imports torch.
 """
 
 from __future__ import annotations
@@ -10,25 +9,30 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
-import os
-import re
+import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import metadata
+from itertools import islice
 from types import ModuleType
 from typing import Any
 
 import pluggy
 
 from altx import hookspecs
-from altx.errors import AltxError, AmbiguousComponent, BrokenPlugin, UnknownComponent
+from altx.discovery import ALLOW, BUILTIN, GROUP, Plugin, discover
+from altx.errors import AltxError, AmbiguousComponent, BrokenPlugin, UnknownComponent, describe, shown
 from altx.spec import API_VERSION, ComponentSpec, FeedForwardSpec, MemorySpec, MixerSpec, RouterSpec
 
-GROUP = "altx.plugins"
-ALLOW = "ALTX_PLUGINS"
-BUILTIN = "altx"
+__all__ = ["GROUP", "KINDS", "Component", "Kind", "Plugin", "Registry", "default", "describe"]
+
 SUPPORTED = (API_VERSION, API_VERSION - 1)
+HEAVY = ("torch", "numpy", "scipy", "pandas", "transformers", "triton", "jax", "tensorflow")
+"""What a plugin's entry module has no business importing: each costs every command a good part of a second."""
+MAX_SPECS = 1000
+MAX_ERRORS = 10
 
 
 @dataclass(frozen=True)
@@ -46,32 +50,6 @@ KINDS = (
     Kind("memory", "altx_memories", MemorySpec),
     Kind("router", "altx_routers", RouterSpec),
 )
-
-
-@dataclass
-class Plugin:
-    """An installed plugin and what became of it.
-
-    Args:
-        name: entry-point name.
-        distribution: the package that installed it.
-        version: that package's version.
-        module: its entry module.
-        status: "not loaded", "ok", "broken", "incompatible" (wants another altx) or "disabled" (ALTX_PLUGINS).
-        errors: what went wrong, in words; a plugin may be "ok" and still have offered one bad spec.
-        seconds: time its entry module took to import.
-    """
-
-    name: str
-    distribution: str
-    version: str
-    module: str
-    status: str = "not loaded"
-    errors: list[str] = field(default_factory=list)
-    seconds: float = 0.0
-
-    def __str__(self) -> str:
-        return f"{self.distribution} {self.version}"
 
 
 @dataclass(frozen=True)
@@ -105,19 +83,82 @@ class Component:
         """
         target = getattr(self.spec, role)
         module, _, attribute = target.partition(":")
-        try:
+        command = self.spec.install or f"pip install --force-reinstall {self.plugin.distribution}"
+        with self.guard(f"{self}: its {role} {target!r} cannot be imported", hint=f"reinstall it: {command}"):
             return getattr(importlib.import_module(module), attribute)
-        except (Exception, SystemExit) as error:
-            command = self.spec.install or f"pip install --force-reinstall {self.plugin.distribution}"
-            raise BrokenPlugin(
-                f"{self}: its {role} {target!r} cannot be imported: {describe(error)}", hint=f"reinstall it: {command}"
-            ) from error
+
+    @contextmanager
+    def guard(self, what: str, *, error: type[AltxError] = BrokenPlugin, hint: str = "") -> Iterator[None]:
+        """Code of the plugin runs inside: whatever it raises becomes an error that names it.
+
+        That includes SystemExit and other exceptions that no `except Exception` catches, but not KeyboardInterrupt:
+        it is not known from a user's Ctrl-C. What is an AltxError already says what the user can do, and keeps its
+        type and its words.
+
+        Args:
+            what: what is wrong then, and where.
+            error: what to raise.
+            hint: what to do; default: ask the plugin's authors.
+        """
+        try:
+            yield
+        except KeyboardInterrupt:
+            raise
+        except AltxError as raised:
+            if self.plugin.distribution in str(raised):
+                raise
+            raise _renamed(raised, f"{self}: {raised.what}") from raised
+        except BaseException as raised:
+            hint = hint or self.remedy
+            raise error(f"{what}: {describe(raised)}", hint=f"{hint}\n{SEE_WHERE}") from raised
+
+    @property
+    def remedy(self) -> str:
+        """What to do about a defect of the plugin."""
+        return f"update it (pip install --upgrade {self.plugin.distribution}), or tell its authors"
+
+    def missing(self) -> str | None:
+        """Which of its import strings leads nowhere, in words, as far as that shows without importing anything."""
+        for role in ("build", "config", "capabilities"):
+            target = getattr(self.spec, role)
+            module, _, attribute = target.partition(":")
+            loaded = sys.modules.get(module)
+            if hasattr(loaded, attribute) if loaded else _exists(module):
+                continue
+            what = f"the module {module} has no {attribute}" if loaded else f"there is no module {module}"
+            return f"{self.spec.kind} {self.name!r}: its {role} {target!r} leads nowhere: {what}"
+        return None
 
 
-def describe(error: BaseException) -> str:
-    """An exception in one line."""
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+SEE_WHERE = "ALTX_DEBUG=1 shows where it failed"
+
+
+def _renamed(error: AltxError, what: str) -> AltxError:
+    """An error of the same type with other words."""
+    new = type(error).__new__(type(error))
+    AltxError.__init__(new, what, hint=error.hint)
+    return new
+
+
+def _exists(name: str) -> bool:
+    """Whether a module can be found; the packages that it is in are not imported for that."""
+    path: Any = None
+    top, *rest = name.split(".")
+    full = ""
+    for step in (top, *rest):
+        full = f"{full}.{step}" if full else step
+        if module := sys.modules.get(full):
+            path = getattr(module, "__path__", ())
+            continue
+        try:
+            specs = (finder.find_spec(full, path) for finder in sys.meta_path)
+            found = next((spec for spec in specs if spec), None)
+        except Exception:
+            return False
+        if found is None:
+            return False
+        path = found.submodule_search_locations or ()
+    return True
 
 
 class Registry:
@@ -131,13 +172,11 @@ class Registry:
     def __init__(
         self, entry_points: Iterable[metadata.EntryPoint] | None = None, allow: Sequence[str] | None = None
     ) -> None:
-        if allow is None and (listed := os.environ.get(ALLOW)) is not None:
-            allow = [name.strip() for name in listed.split(",") if name.strip()]
         self._manager = pluggy.PluginManager("altx")
         self._manager.add_hookspecs(hookspecs)
         self._kinds = {kind.name: kind for kind in KINDS}
         self._components: list[Component] = []
-        self.plugins = [_builtin(), *_discover(entry_points, allow)]
+        self.plugins = [_builtin(), *discover(entry_points, allow)]
         """Every installed plugin, loaded or not."""
 
     @property
@@ -229,21 +268,27 @@ class Registry:
                 self._load_one(plugin)
 
     def _load_one(self, plugin: Plugin) -> None:
-        start = time.perf_counter()
+        before, start = sys.modules.keys() & set(HEAVY), time.perf_counter()
         try:
             module: Any = importlib.import_module(plugin.module.partition(":")[0])
             for attribute in filter(None, plugin.module.partition(":")[2].split(".")):
                 module = getattr(module, attribute)
+            if other := self._manager.get_name(module):
+                plugin.fail(f"its entry point {plugin.module!r} is that of {other}")
+                return
             self._manager.register(module, name=f"{plugin.distribution}:{plugin.name}")
             self._refuse_unknown_hooks(module)
-        except (Exception, SystemExit) as error:
-            plugin.status, plugin.errors = "broken", [describe(error)]
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            _broken(plugin, describe(error), error)
             return
         finally:
             plugin.seconds = time.perf_counter() - start
+            plugin.heavy = tuple(name for name in HEAVY if name in sys.modules and name not in before)
         plugin.status = "ok"
         if not self._manager.get_hookcallers(module):
-            plugin.status, plugin.errors = "broken", ["it implements no hook; is @altx.hookimpl missing?"]
+            plugin.fail("it implements no hook; is @altx.hookimpl missing?")
         for kind in self._kinds.values():
             caller: pluggy.HookCaller = getattr(self._manager.hook, kind.hook)
             for implementation in caller.get_hookimpls():
@@ -263,26 +308,41 @@ class Registry:
 
     def _collect(self, plugin: Plugin, kind: Kind, hook: Callable[..., Any]) -> None:
         try:
-            specs = list(hook())
-        except (Exception, SystemExit) as error:
-            plugin.status = "broken"
-            plugin.errors.append(f"{kind.hook}() raised {describe(error)}")
+            specs = list(islice(hook(), MAX_SPECS + 1))
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            _broken(plugin, f"{kind.hook}() raised {describe(error)}", error)
+            return
+        if len(specs) > MAX_SPECS:
+            plugin.fail(f"{kind.hook}() offers more than {MAX_SPECS} components")
             return
         for spec in specs:
-            if not isinstance(spec, kind.spec):
-                plugin.status = "broken"
-                plugin.errors.append(f"{kind.hook}() returned {spec!r}, not a {kind.spec.__name__}")
-            elif isinstance(spec.api_version, int) and spec.api_version not in SUPPORTED:
-                plugin.status = "incompatible"
-                plugin.errors.append(_wrong_version(spec))
-            elif reason := spec.problem():
-                plugin.status = "broken"
-                plugin.errors.append(f"{kind.name} {spec.name!r}: {reason}")
-            elif any(c.plugin is plugin and c.spec.kind == kind.name and c.name == spec.name for c in self._components):
-                plugin.status = "broken"
-                plugin.errors.append(f"{kind.name} {spec.name!r} is offered twice")
-            else:
-                self._components.append(Component(spec, plugin))
+            if len(plugin.errors) >= MAX_ERRORS:
+                plugin.fail("and more", status=plugin.status)
+                return
+            try:
+                self._accept(plugin, kind, spec)
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
+                _broken(plugin, f"reading what {kind.hook}() returned raised {describe(error)}", error)
+
+    def _accept(self, plugin: Plugin, kind: Kind, spec: Any) -> None:
+        """Keep what a hook returned, or say why it cannot be used."""
+        if not isinstance(spec, kind.spec):
+            plugin.fail(f"{kind.hook}() returned {shown(spec)}, not a {kind.spec.__name__}")
+        elif isinstance(spec.api_version, int) and spec.api_version not in SUPPORTED:
+            reason, remedy = _wrong_version(plugin, spec)
+            plugin.fail(reason, status="incompatible", remedy=remedy)
+        elif spec.kind != kind.spec.kind:
+            plugin.fail(f"{kind.hook}() returned a record of kind {shown(spec.kind)}")
+        elif problem := kind.spec.problem(spec):
+            plugin.fail(f"{kind.name} {shown(spec.name)}: {problem}")
+        elif any(c.plugin is plugin and c.spec.kind == kind.name and c.name == spec.name for c in self._components):
+            plugin.fail(f"{kind.name} {spec.name!r} is offered twice")
+        else:
+            self._components.append(Component(spec, plugin))
 
     def _unknown(self, what: str, name: str, candidates: list[Component]) -> AltxError:
         """The error for a name that none of the candidates has: the nearest names, and what did not load."""
@@ -296,45 +356,31 @@ class Registry:
             lines.append(f"there is a {elsewhere[0].spec.kind} of that name, from {elsewhere[0].plugin}")
         for plugin in self.plugins:
             if plugin.errors:
-                lines.append(f"{plugin} did not load completely: {plugin.errors[0]}")
+                lines.append(f"{plugin} did not load completely: {plugin.errors[0]}; {plugin.remedy}")
             elif plugin.status == "disabled":
                 lines.append(f"{plugin} is disabled by {ALLOW}")
-        return UnknownComponent(f"no plugin offers a {what} {name!r}", hint="\n".join(lines))
+        return UnknownComponent(f"no plugin offers a {what} {shown(name)}", hint="\n".join(lines))
 
 
-def _wrong_version(spec: ComponentSpec) -> str:
-    wants = f"{spec.kind} {spec.name!r} was written for plugin API {spec.api_version}, this altx supports {API_VERSION}"
+def _broken(plugin: Plugin, reason: str, error: BaseException) -> None:
+    import traceback
+
+    plugin.fail(reason)
+    plugin.traceback = "".join(traceback.format_exception(error))
+
+
+def _wrong_version(plugin: Plugin, spec: ComponentSpec) -> tuple[str, str]:
+    """What is wrong with a record for another version of altx, and what to do."""
+    wants = f"{spec.kind} {shown(spec.name)} was written for plugin API {spec.api_version}, this altx supports "
     if spec.api_version > API_VERSION:
-        return f"{wants}: upgrade altx (pip install --upgrade altx)"
-    return f"{wants}: upgrade the plugin"
+        return f"{wants}{API_VERSION}: upgrade altx", "pip install --upgrade altx"
+    return f"{wants}{API_VERSION}: upgrade the plugin", f"pip install --upgrade {plugin.distribution}"
 
 
 def _builtin() -> Plugin:
     from altx import __version__
 
     return Plugin("altx", BUILTIN, __version__, "altx.builtin")
-
-
-def _discover(entry_points: Iterable[metadata.EntryPoint] | None, allow: Sequence[str] | None) -> list[Plugin]:
-    """Plugins by metadata alone: nothing is imported."""
-    found = metadata.entry_points(group=GROUP) if entry_points is None else entry_points
-    plugins = []
-    for point in found:
-        dist = point.dist
-        name, version = (dist.name, dist.version) if dist else (point.value.partition(".")[0], "unknown")
-        plugins.append(Plugin(point.name, re.sub(r"[-_.]+", "-", name).lower(), version, point.value))
-    plugins.sort(key=lambda plugin: (plugin.distribution, plugin.name))
-    if allow is not None:
-        names = {plugin.name for plugin in plugins} | {plugin.distribution for plugin in plugins}
-        if missing := [name for name in allow if name not in names]:
-            raise AltxError(
-                f"{ALLOW} names {', '.join(map(repr, missing))}, which is not installed",
-                hint=f"installed: {', '.join(sorted(names)) or 'none'}",
-            )
-        for plugin in plugins:
-            if plugin.name not in allow and plugin.distribution not in allow:
-                plugin.status = "disabled"
-    return plugins
 
 
 @functools.cache

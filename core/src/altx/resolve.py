@@ -19,32 +19,15 @@ from altx.capabilities import (
     routed,
     segmented,
 )
-from altx.config import MAX_BLOCKS, Block, Body, ComponentRef, Config, ModelConfig, RouterConfig, validate
+from altx.config import MAX_BLOCKS, Block, Body, ComponentRef, ModelConfig, RouterConfig, validate
 from altx.errors import BrokenPlugin, CompositionError, ConfigError
 from altx.joints import WITH_A_VALUE, misfit, unsegmented
+from altx.part import Part, config_type, resolve_part
 from altx.placement import around, attach_mode, sublayers
-from altx.registry import Component, Registry, describe
+from altx.registry import Registry
 from altx.spec import FeedForwardSpec, MemorySpec
 
-
-@dataclass(frozen=True)
-class Part:
-    """A component with its settings.
-
-    Args:
-        component: what the registry found.
-        config: its validated config.
-        capabilities: what it can do with that config.
-        path: where it stands in the model's config.
-    """
-
-    component: Component
-    config: Config
-    capabilities: Capabilities
-    path: str
-
-    def __str__(self) -> str:
-        return str(self.component)
+__all__ = ["Blueprint", "Branch", "Part", "config_type", "resolve", "resolve_part"]
 
 
 @dataclass(frozen=True)
@@ -101,41 +84,6 @@ def resolve(config: ModelConfig, registry: Registry) -> Blueprint:
         AltxError: unknown or ambiguous names, wrong settings, parts that cannot live together.
     """
     return _Resolver(config, registry).run()
-
-
-def resolve_part(registry: Registry, kind: str, ref: ComponentRef, path: str, dim: int) -> Part:
-    """One component with its settings, checked against the model's width.
-
-    Raises:
-        AltxError: as `resolve`.
-    """
-    component = registry.get(kind, ref.name)
-    config = validate(config_type(component), ref.config, path=path, owner=str(component))
-    try:
-        config.fit(dim)
-    except ValueError as error:
-        raise ConfigError(f"{path}: {component} cannot be used at dim {dim}: {error}") from None
-    try:
-        capabilities = component.load("capabilities")(config)
-    except (Exception, SystemExit) as error:
-        if isinstance(error, BrokenPlugin):
-            raise
-        raise BrokenPlugin(f"{component}: reading its capabilities failed: {describe(error)}") from error
-    if not isinstance(capabilities, Capabilities):
-        raise BrokenPlugin(f"{component}: its capabilities are a {type(capabilities).__name__}, not altx Capabilities")
-    return Part(component, config, capabilities, path)
-
-
-def config_type(component: Component) -> type[Config]:
-    """The config class of a component.
-
-    Raises:
-        BrokenPlugin: if it cannot be imported, or is none.
-    """
-    found = component.load("config")
-    if not (isinstance(found, type) and issubclass(found, Config)):
-        raise BrokenPlugin(f"{component}: its config {component.spec.config!r} is not an altx.config.Config")
-    return found
 
 
 class _Resolver:
@@ -281,7 +229,7 @@ class _Resolver:
         router = self.part("router", body.router, f"{path}.router")
         capabilities = router.capabilities
         if not isinstance(capabilities, RouterCapabilities):
-            raise BrokenPlugin(f"{router}: its capabilities must be RouterCapabilities")
+            raise _wrong_promises(router, RouterCapabilities)
         if capabilities.mixes and any(not target.feed_forward for target in body.targets):
             raise CompositionError(
                 f"{path}.router: {router} gives its targets mixtures of tokens, which are no sequence",
@@ -301,12 +249,13 @@ class _Resolver:
             self.once(branch.part, ("residual", "norm"), "a router weighs it")
             targets += [branch] * target.repeat
         if isinstance(router.config, RouterConfig):
-            try:
-                router.config.fit_targets(len(targets))
-            except ValueError as error:
-                raise ConfigError(
-                    f"{path}.router: {router} cannot choose among {len(targets)} targets: {error}"
-                ) from None
+            with router.component.guard(f"{path}.router: {router}: asking whether {len(targets)} targets fit failed"):
+                try:
+                    router.config.fit_targets(len(targets))
+                except ValueError as error:
+                    raise ConfigError(
+                        f"{path}.router: {router} cannot choose among {len(targets)} targets: {error}"
+                    ) from None
         first = targets[0]
         # A bank is built as it is: with no adapter around it, and one way.
         bare = not (first.adapters or first.turned)
@@ -355,8 +304,12 @@ class _Resolver:
 
 def _memory_capabilities(memory: Part) -> MemoryCapabilities:
     if not isinstance(memory.capabilities, MemoryCapabilities):
-        raise BrokenPlugin(f"{memory}: its capabilities must be MemoryCapabilities")
+        raise _wrong_promises(memory, MemoryCapabilities)
     return memory.capabilities
+
+
+def _wrong_promises(part: Part, expected: type[Capabilities]) -> BrokenPlugin:
+    return BrokenPlugin(f"{part}: its capabilities must be {expected.__name__}", hint=part.component.remedy)
 
 
 def _references(body: Block | Body) -> list[ComponentRef]:
@@ -384,4 +337,5 @@ def _plain(branch: Branch) -> dict[str, Any]:
 
 
 def _settings(part: Part) -> dict[str, Any]:
-    return {"name": part.component.qualified, **part.config.model_dump(mode="json")}
+    with part.component.guard(f"{part.path}: writing out the settings of {part} failed"):
+        return {"name": part.component.qualified, **part.config.model_dump(mode="json")}

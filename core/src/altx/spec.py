@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar
+
+from altx.errors import shown
 
 API_VERSION = 1
 """Version of the plugin contract. altx accepts this one and the one before it."""
 
 NAME = re.compile(r"[a-z][a-z0-9-]*")
-TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+TARGET = re.compile(r"[A-Za-z_]\w*(\.\w+)*:[A-Za-z_]\w*")
+LENGTHS = {"name": 64, "summary": 200, "description": 10_000}
+"""Of the longest text in a field; 1000 for the others."""
 
 ATTACH_MODES = ("residual", "gate", "context", "kv", "tokens", "controller", "ffn")
 """Every way in which a memory can become part of a layer; see `altx.attach` for the anatomy."""
@@ -101,19 +105,31 @@ class ComponentSpec:
     def problem(self) -> str | None:
         """Why this record cannot be used, in words, or None if it is sound."""
         for each in fields(self):
-            value, expected = getattr(self, each.name), type(each.default)
-            if each.name == "name":
-                expected = str
-            if not isinstance(value, expected):
-                return f"{each.name} must be {expected.__name__}, not {value!r}"
+            value, expected = getattr(self, each.name), str if each.name == "name" else type(each.default)
+            if each.default is MISSING and each.name != "name":
+                continue
+            # Not a subclass: True is no version, and a kind of text may be anything.
+            if type(value) is not expected:
+                return f"{each.name} must be {expected.__name__}, not {shown(value)}"
+            if isinstance(value, str) and (reason := _unfit(value, LENGTHS.get(each.name, 1000), each.name)):
+                return reason
         if not NAME.fullmatch(self.name):
             return f"name {self.name!r} does not match {NAME.pattern}"
-        if not self.summary:
+        if not self.summary.strip():
             return "summary is empty"
         for role in ("build", "config", "capabilities"):
             if not TARGET.fullmatch(getattr(self, role)):
                 return f"{role} must be an import string 'module:attribute', not {getattr(self, role)!r}"
         return None
+
+
+def _unfit(text: str, limit: int, field: str) -> str | None:
+    """Why a text cannot be shown."""
+    if len(text) > limit:
+        return f"{field} has {len(text)} characters, more than {limit}"
+    if not all(c.isprintable() or (c == "\n" and field not in ("name", "summary")) for c in text):
+        return f"{field} holds characters that cannot be printed: {shown(text)}"
+    return None
 
 
 @dataclass(frozen=True)
