@@ -67,6 +67,40 @@ def test_a_miss_loads_the_rest(install) -> None:
         (good("Bad Name"), "does not match"),
         (good("x").replace('"m:b"', '"nonsense"'), "build must be an import string"),
         (good("x").replace('"m:b"', "None"), "build must be str, not None"),
+        (good("../../x"), "does not match"),
+        (good("x" * 65), "name has 65 characters, more than 64"),
+        (good(r"x\x1b[2J"), r"mixer 'x\x1b[2J': name holds characters that cannot be printed"),
+        (good("x").replace('"s"', '"s" * 10**7'), "summary has 10000000 characters, more than 200"),
+        (good("x").replace('"s"', r'"one\ntwo"'), "summary holds characters that cannot be printed"),
+        (good("x").replace('"s"', '" "'), "summary is empty"),
+        (good("x").replace('"s"', '"s", description="d" * 10001'), "description has 10001 characters"),
+        (good("x").replace('"s"', r'"s", install="pip install x\x1b]0;"'), "install holds characters"),
+        (good("x").replace('"m:b"', '"m..n:b"'), "build must be an import string"),
+        (good("x").replace('"m:b"', '"/etc/m:b"'), "build must be an import string"),
+        (good("x").replace("=1)", "=True)"), "api_version must be int, not True"),
+        (good("x").replace("=1)", "='1')"), "api_version must be int, not '1'"),
+        (good("x").replace("return", "return 2 *"), "mixer 'x' is offered twice"),
+        (good("x").replace("return [", "return iter(lambda: 3, 4) or ["), "offers more than 1000 components"),
+        (good("x").replace("return", "return 3 or"), "TypeError: 'int' object is not iterable"),
+        (
+            "from altx import MemorySpec\n" + good("x").replace("return [", 'return [MemorySpec("y"), '),
+            "returned MemorySpec(name='y'",
+        ),
+        (
+            "class Liar:\n    __class__ = property(lambda self: 1 / 0)\n"
+            + good("x").replace("return", "return [Liar()] or"),
+            "reading what altx_token_mixers() returned raised ZeroDivisionError",
+        ),
+        (
+            "class Mute:\n    def __repr__(self): raise SystemExit\n"
+            + good("x").replace("return", "return [Mute()] or"),
+            "reading what altx_token_mixers() returned raised SystemExit",
+        ),
+        (
+            "from altx import MixerSpec\nclass Other(MixerSpec): kind = 'memory'\n"
+            + good("x").replace("[MixerSpec", "[Other"),
+            "returned a record of kind 'memory'",
+        ),
     ],
 )
 def test_a_broken_plugin_is_kept_with_its_reason_and_hurts_nobody(install, source: str, reason: str) -> None:
@@ -79,6 +113,22 @@ def test_a_broken_plugin_is_kept_with_its_reason_and_hurts_nobody(install, sourc
     assert reason in broken.errors[0]
     with pytest.raises(UnknownComponent, match=r"altx-broken 0\.3 did not load"):
         registry.get("mixer", "goood")
+
+
+def test_of_many_defects_the_first_are_told(install) -> None:
+    source = good("x").replace("return", "return ['x'] * 999 or")
+    install("altx-much", "1.0", {"much": "much_module"}, much_module=source)
+    registry = Registry()
+    registry.load_all()
+    errors = plugin(registry, "altx-much").errors
+    assert len(errors) == 11 and errors[-1] == "and more"
+
+
+def test_what_is_sound_beside_a_defect_is_offered(install) -> None:
+    source = good("x").replace("return [", "return ['nonsense', ")
+    install("altx-half", "1.0", {"half": "half_module"}, half_module=source)
+    registry = Registry()
+    assert registry.get("mixer", "x").plugin.errors == ["altx_token_mixers() returned 'nonsense', not a MixerSpec"]
 
 
 def test_two_plugins_with_one_name_both_stay_and_the_short_name_is_an_error(install) -> None:
