@@ -104,7 +104,7 @@ def declared(case: Case) -> Finding | None:
 
 @law("x leaves its mark: the output is not the same for every input", needs=("shapes",), applies=always)
 def sensitivity(case: Case) -> Finding | None:
-    x = case.inputs(2, 6 * case.unit)
+    x = case.inputs(2, 6 * case.unit + 2 * case.chunk)
     if difference(case.run(case.other(x)).y, case.run(x).y) == 0:
         raise Failure("the output does not depend on the input")
     return None

@@ -106,6 +106,11 @@ class Case:
         c = self.capabilities
         return c.split_multiple if c.streaming == "chunk" and c.partial == "none" else 1
 
+    @cached_property
+    def chunk(self) -> int:
+        """Tokens after which every memory inside has written what it was told, so that later ones can read it."""
+        return max((part.capabilities.chunk for part in self.layer.modules() if isinstance(part, Memory)), default=1)
+
     def inputs(self, batch: int, length: int, seed: int = 0) -> Tensor:
         """Random inputs (B, T, ...), different for every seed."""
         generator = torch.Generator().manual_seed(SEED + seed)

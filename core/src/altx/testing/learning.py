@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from altx.layer import Component, Output
 from altx.measure import example_inputs
-from altx.memory import Memory
 from altx.optim import optimizer_groups
 from altx.registry import Component as Registered
 from altx.resolve import Branch, Part
@@ -29,7 +28,7 @@ def gradients(case: Case) -> Finding | None:
         if not unreached:
             break
         layer.zero_grad()
-        half = max(8 * case.unit, 2 * _chunk(layer))
+        half = max(8 * case.unit, 2 * case.chunk)
         x = case.inputs(4, 2 * half, seed=seed)
         state = case.state(4, layer=layer) if case.streams else None
         pieces = [(x[:, :half], case.ctx), (x[:, half:], case.ctx)] if case.streams else [(x, case.ctx)]
@@ -49,11 +48,6 @@ def gradients(case: Case) -> Finding | None:
     if unreached:
         raise Failure(f"no gradient, or one that is not finite: {', '.join(sorted(unreached))}")
     return None
-
-
-def _chunk(layer: nn.Module) -> int:
-    """Tokens after which every memory inside has written what it was told, so that later ones can read it."""
-    return max((inner.capabilities.chunk for inner in layer.modules() if isinstance(inner, Memory)), default=1)
 
 
 @law("the gradient is the derivative (float64, along random directions)", needs=("determinism",))
