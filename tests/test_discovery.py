@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import sysconfig
@@ -30,8 +31,9 @@ class Environment:
         command = [sys.executable, "-m", "pip", f"--python={self.bin / 'python'}", "install", "--no-deps", "--no-index"]
         subprocess.run([*command, "--quiet", *map(str, wheels)], check=True)
 
-    def altx(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([self.bin / "altx", *arguments], capture_output=True, text=True, cwd=self.bin.parent)
+    def altx(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        command, env = [self.bin / "altx", *arguments], {**os.environ, **environment}
+        return subprocess.run(command, capture_output=True, text=True, cwd=self.bin.parent, env=env)
 
 
 @pytest.fixture(scope="module")
@@ -118,3 +120,20 @@ def test_a_plugin_from_the_future_says_what_to_upgrade(crowded: Environment) -> 
     done = crowded.altx("compose", "--mixer", "tomorrow")
     assert done.returncode == 2
     assert "upgrade altx" in done.stderr
+
+
+def test_a_plugin_is_installed_and_uninstalled_by_the_name_of_what_it_offers(
+    wheels: dict[str, Path], tmp_path: Path
+) -> None:
+    own = Environment(tmp_path, [wheels["altx"]])
+    offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels["altx-moe"].parent), "PIP_NO_DEPS": "1"}
+    (own.bin.parent / "pip.py").write_text("raise SystemExit('a file of the user was run')")
+    done = own.altx("install", "topk", **offline)
+    assert done.returncode == 0, done.stderr
+    gained = done.stdout.partition("altx-moe offers\n")[2].splitlines()
+    assert any(line.split()[:2] == ["router", "topk"] for line in gained)
+    failed = own.altx("install", "mamba2", **offline)
+    assert failed.returncode == 1 and "No matching distribution found for altx-mamba" in failed.stderr
+    gone = own.altx("uninstall", "expert-choice", "--yes")
+    assert gone.returncode == 0, gone.stderr
+    assert "router" not in own.altx("list").stdout

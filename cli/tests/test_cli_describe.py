@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 
 
 def test_list_names_every_component_with_its_plugin(altx):
@@ -103,20 +104,37 @@ def test_doctor_reports_what_works_and_what_to_do_about_the_rest(altx, install, 
     install("altx-bad", "altx.plugins", "bad = bad_module", "bad_module", "import nowhere_to_be_found")
     install("altx-slow", "altx.plugins", "slow = slow_module", "slow_module", "import torch")
     monkeypatch.setenv("ALTX_PLUGINS", "toy,bad,slow")
+    monkeypatch.setenv("PYTHONPATH", sys.path[0])
     report = json.loads(altx("doctor", "--json").stdout)
     plugins = {plugin["plugin"]: plugin for plugin in report["plugins"]}
     assert plugins["altx-toy"]["status"] == "ok"
     assert plugins["altx-bad"]["status"] == "broken"
     assert "pip install --force-reinstall altx-bad" in plugins["altx-bad"]["remedy"]
+    assert plugins["altx-slow"]["heavy"][0] == "torch" and plugins["altx-slow"]["import_ms"] > 100
+    assert plugins["altx-toy"]["heavy"] == [] and plugins["altx-toy"]["import_ms"] < plugins["altx-slow"]["import_ms"]
     assert report["environment"]["ALTX_PLUGINS"] == "toy,bad,slow"
     assert report["torch"]["threads"] >= 1
     assert report["python"].startswith("3.")
 
 
+def test_a_doctors_report_can_be_shown_to_strangers(altx, install, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("ALTX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("ALTX_TOKEN", "a-secret")
+    monkeypatch.setenv("ALTX_PLUGIN", "toy")
+    broken = f"open({str(tmp_path / 'missing')!r})"
+    install("altx-bad", "altx.plugins", "bad = bad_module", "bad_module", broken)
+    monkeypatch.setenv("ALTX_PLUGINS", "toy,bad")
+    for text in (altx("doctor").stdout, altx("doctor", "--json").stdout):
+        assert "a-secret" not in text and str(tmp_path) not in text
+        assert "~/cache" in text and "~/missing" in text
+        assert "is set, and not read by altx; ALTX_PLUGINS is" in text
+
+
 def test_doctor_in_words(altx):
     result = altx("doctor")
     assert result.exit_code == 0
-    for word in ("altx", "python", "torch", "compiler", "ALTX_PLUGINS", "altx-toy 1.0"):
+    for word in ("altx", "python", "cpu", "pluggy", "torch", "compiler", "ALTX_PLUGINS", "altx-toy 1.0"):
         assert word in result.stdout
 
 

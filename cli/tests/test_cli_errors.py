@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -84,11 +85,44 @@ def test_json_errors_nest_in_the_same_way(capsys):
     assert json.loads(capsys.readouterr().out) == {"error": {"kind": "AltxError", "what": "wrong", "hint": ""}}
 
 
-def test_a_reader_that_goes_away_is_no_error():
-    command = [sys.executable, "-m", "altx_cli", "list"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+@pytest.mark.parametrize("args", [["list"], ["show", "swiglu"], ["--help"], ["list", "--help"], ["show", "nothing"]])
+def test_a_reader_that_goes_away_ends_it_without_a_word(args):
+    command = [sys.executable, "-m", "altx_cli", *args]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         process.stdout.close()
-        assert process.stderr.read() == b""
+        error = process.stderr.read()
+    if args == ["show", "nothing"]:
+        assert process.returncode == 2 and error.startswith("error: no plugin offers")
+    else:
+        assert (process.returncode, error) == (141, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_full_disk_is_an_error_like_any_other():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "altx_cli", "list"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert (done.returncode, done.stderr) == (2, "error: the output cannot be written: No space left on device\n")
+
+
+def test_a_fault_has_a_status_and_a_traceback_of_its_own(monkeypatch):
+    code = "from altx_cli import main\ndef fall(**k): 1 / 0\nmain.app = fall\nmain.main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 3
+    assert "ZeroDivisionError" in done.stderr and "altx doctor" in done.stderr
+
+
+def test_the_help_tells_every_exit_status(altx):
+    told = altx("--help").stdout.partition("Exit status:")[2].split()
+    assert [word for word in told if word.isdigit()] == ["0", "1", "2", "3", "130", "141"]
+
+
+def test_debugging_shows_where_an_error_came_from(altx, monkeypatch):
+    monkeypatch.setenv("ALTX_DEBUG", "1")
+    result = altx("show", "nothing")
+    assert result.exit_code == 2
+    assert "Traceback" in result.stderr and "error: no plugin offers" in result.stderr
 
 
 @pytest.mark.parametrize("terminal", [True, False])

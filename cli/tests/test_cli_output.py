@@ -14,6 +14,23 @@ def test_columns_are_aligned_and_numbers_to_the_right():
     assert lines == ["NAME    N", "a       1  x", "bcd   200  y"]
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_long_text_goes_on_below_itself_on_a_terminal_and_stays_one_line_in_a_pipe(terminal, monkeypatch):
+    text = "one two three four five six seven eight nine ten"
+    monkeypatch.setenv("COLUMNS", "36")
+    monkeypatch.setattr("sys.stdout", Stream(terminal))
+    lines = table([["a", text], ["b", ""]], ("n", "what"), fold=2)
+    if terminal:
+        assert lines == ["N  WHAT", "a  one two three four five six", "   seven eight nine ten", "b"]
+    else:
+        assert lines == ["N  WHAT", f"a  {text}", "b"]
+
+
+class Stream:
+    def __init__(self, terminal):
+        self.isatty = lambda: terminal
+
+
 @pytest.mark.parametrize(
     "n, text",
     [

@@ -7,6 +7,7 @@ that cannot be used stays in the list with the reason and breaks nothing else.
 from __future__ import annotations
 
 import functools
+import re
 from importlib import metadata
 from typing import Any
 
@@ -20,6 +21,26 @@ def offers() -> dict[str, list[metadata.EntryPoint]]:
     for point in sorted(metadata.entry_points(group=GROUP), key=lambda point: (point.name, owner(point))):
         found.setdefault(point.name, []).append(point)
     return found
+
+
+def packages() -> dict[str, str]:
+    """Versions of the packages that bring plugins or commands, by their metadata alone."""
+    from altx.registry import GROUP as PLUGINS
+
+    points = [point for group in (PLUGINS, GROUP) for point in metadata.entry_points(group=group)]
+    return dict(sorted((normal(point.dist.name), point.dist.version) for point in points if point.dist))
+
+
+def installed(package: str) -> str:
+    """The version of a package that brings plugins or commands, or nothing if it is not installed."""
+    from altx import __version__
+
+    return __version__ if package == "altx" else packages().get(package, "")
+
+
+def normal(package: str) -> str:
+    """A package's name as altx lists it."""
+    return re.sub(r"[-_.]+", "-", package).lower()
 
 
 def owner(point: metadata.EntryPoint) -> str:

@@ -6,13 +6,14 @@ import difflib
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from altx_cli.output import reporting
+from altx_cli.output import reporting, writing
 
 COMMANDS = {
     "compose": "altx_cli.commands.compose:compose",
@@ -22,14 +23,28 @@ COMMANDS = {
     "check": "altx_cli.commands.check:check",
     "kernels": "altx_cli.commands.kernels:kernels",
     "doctor": "altx_cli.commands.doctor:doctor",
+    "schema": "altx_cli.commands.schema:schema",
+    "install": "altx_cli.commands.install:install",
+    "uninstall": "altx_cli.commands.install:uninstall",
 }
 """altx's own commands, in the order of `altx --help`. Other packages add theirs; see `altx_cli.external`."""
+
+STATUSES = """\b
+Exit status:
+  0    done
+  1    a proof or a check failed
+  2    something in the input, with what to do about it
+  3    a fault of altx or of a plugin, with its traceback
+  130  interrupted
+  141  nobody reads the output any more
+"""
+FAULT = 3
 
 
 class Command(TyperCommand):
     """A command whose errors are reported as JSON where it was asked for JSON."""
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         as_json = any("--json" in param.opts and ctx.params.get(param.name) for param in self.params)
         with reporting(as_json):
             return super().invoke(ctx)
@@ -38,12 +53,16 @@ class Command(TyperCommand):
 class Commands(TyperGroup):
     """Commands that are imported when they are needed, altx's own and those of other packages."""
 
-    def list_commands(self, ctx: typer.Context) -> list[str]:
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        with writing():
+            return super().make_context(*args, **kwargs)
+
+    def list_commands(self, ctx: Any) -> list[str]:
         from altx_cli import external
 
         return [*COMMANDS, *(name for name in external.offers() if name not in COMMANDS)]
 
-    def get_command(self, ctx: typer.Context, name: str) -> Any:
+    def get_command(self, ctx: Any, name: str) -> Any:
         if name in COMMANDS:
             module, _, attribute = COMMANDS[name].partition(":")
             return make(name, getattr(importlib.import_module(module), attribute))
@@ -55,7 +74,7 @@ class Commands(TyperGroup):
             ctx.fail(f"No such command {name!r}. Did you mean {close[0]!r}?")
         return None
 
-    def format_commands(self, ctx: typer.Context, formatter: Any) -> None:
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
         super().format_commands(ctx, formatter)
         from altx_cli import external
 
@@ -63,7 +82,7 @@ class Commands(TyperGroup):
             formatter.write_paragraph()
             formatter.write_text(external.problem(name, external.offers()[name]))
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         with reporting():
             return super().invoke(ctx)
 
@@ -79,21 +98,26 @@ def make(name: str, function: Callable[..., Any] | typer.Typer, **options: Any) 
     return typer.main.get_command(single)
 
 
-app = typer.Typer(cls=Commands, rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True)
+app = typer.Typer(
+    cls=Commands, rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True, epilog=STATUSES
+)
 
 
 def _version(wanted: bool) -> None:
     if wanted:
         from altx import __version__
+        from altx_cli import external
 
-        print(f"altx {__version__}")
+        packages = {"altx": __version__} | external.packages()
+        print("\n".join(f"{name} {version}" for name, version in packages.items()))
         raise typer.Exit
 
 
 @app.callback()
 def altx(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Show the versions of altx and its plugins."),
     ] = False,
 ) -> None:
     """Assemble hybrid sequence models from plugins, prove laws about them, and say what they cost."""
@@ -109,4 +133,9 @@ def main() -> None:
         # A name or a byte that the terminal cannot show is no reason to stop.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-    app(prog_name="altx")
+    try:
+        app(prog_name="altx")
+    except Exception:
+        traceback.print_exc()
+        print("this is a fault of altx or of a plugin; `altx doctor` prints what a report needs", file=sys.stderr)
+        sys.exit(FAULT)

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
+import shutil
 import sys
+import textwrap
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from contextvars import ContextVar
 from typing import Any, TextIO
 
 import typer
+
+DEBUG = "ALTX_DEBUG"
+"""Variable that shows where an error came from."""
 
 _json_stream: ContextVar[TextIO | None] = ContextVar("json_stream", default=None)
 
@@ -22,13 +29,21 @@ def paint(text: str, colour: str, stream: TextIO | None = None) -> str:
     return typer.style(text, fg=colour) if terminal else text
 
 
-def table(rows: Sequence[Sequence[str]], header: Sequence[str] = (), right: Sequence[int] = ()) -> list[str]:
+NARROWEST = 24
+"""Characters below which a column is not folded."""
+
+
+def table(
+    rows: Sequence[Sequence[str]], header: Sequence[str] = (), right: Sequence[int] = (), fold: int | None = None
+) -> list[str]:
     """Lines of aligned columns.
 
     Args:
         rows: cells, as many in every row.
         header: names of the columns, printed in capitals.
         right: columns aligned at the right, for numbers.
+        fold: if given, the last column's text goes on in lines of its own where a terminal is too narrow, less this
+            many characters for a margin. In a pipe a row stays a line.
     """
     lines = [[name.upper() for name in header], *rows] if header else list(rows)
     if not lines:
@@ -38,7 +53,21 @@ def table(rows: Sequence[Sequence[str]], header: Sequence[str] = (), right: Sequ
     def pad(text: str, column: int) -> str:
         return text.rjust(widths[column]) if column in right else text.ljust(widths[column])
 
+    if fold is not None and sys.stdout.isatty():
+        indent = sum(widths[:-1]) + 2 * (len(widths) - 1)
+        room = max(shutil.get_terminal_size().columns - fold - indent, NARROWEST)
+        lines = [part for line in lines for part in _folded(line, room)]
+
     return ["  ".join(pad(text, column) for column, text in enumerate(line)).rstrip() for line in lines]
+
+
+def _folded(line: Sequence[str], room: int) -> Iterator[Sequence[str]]:
+    """A row as rows whose last cell has at most `room` characters."""
+    *cells, last = line
+    first, *more = textwrap.wrap(last, room, break_on_hyphens=False) or [""]
+    yield [*cells, first]
+    for text in more:
+        yield [*("" for _ in cells), text]
 
 
 def count(n: float) -> str:
@@ -124,7 +153,7 @@ def reporting(as_json: bool = False) -> Iterator[None]:
     """
     token = _json_stream.set(sys.stdout if as_json else None)
     try:
-        with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        with writing(), redirect_stdout(sys.stderr) if as_json else nullcontext():
             try:
                 yield
             except KeyboardInterrupt:
@@ -133,16 +162,38 @@ def reporting(as_json: bool = False) -> Iterator[None]:
             except Exception as error:
                 if not _mendable(error):
                     raise
+                if os.environ.get(DEBUG):
+                    traceback.print_exc()
                 what, hint = getattr(error, "what", str(error)), getattr(error, "hint", "")
                 if as_json:
                     emit({"error": {"kind": type(error).__name__, "what": what, "hint": hint}})
                 else:
                     print(message(what, hint), file=sys.stderr)
                 raise typer.Exit(2) from None
-        # A reader that went away is noticed here rather than when the interpreter shuts down.
-        sys.stdout.flush()
     finally:
         _json_stream.reset(token)
+
+
+@contextmanager
+def writing() -> Iterator[None]:
+    """End with status 141 and without a word if nobody reads stdout any more, with 2 if the disk is full."""
+    try:
+        try:
+            yield
+        finally:
+            # It is noticed here rather than when the interpreter shuts down.
+            sys.stdout.flush()
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            status = 141
+        elif error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:
+            status = 2
+            print(message(f"the output cannot be written: {error.strerror}"), file=sys.stderr)
+        else:
+            raise
+        # What is still in the buffer would fail again when it is flushed for the last time.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
+        raise typer.Exit(status) from None
 
 
 def message(what: str, hint: str = "") -> str:

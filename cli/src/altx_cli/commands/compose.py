@@ -13,7 +13,7 @@ import typer
 
 from altx_cli import external
 from altx_cli.description import LARGE, describe, summary
-from altx_cli.options import Json, Settings, complete, parse_count, parse_settings
+from altx_cli.options import Json, Settings, complete, complete_attach, parse_count, parse_settings
 from altx_cli.output import count, emit, findings, table
 
 if TYPE_CHECKING:
@@ -38,7 +38,10 @@ def compose(
         typer.Option(metavar="NAMES", autocompletion=complete("memory"), help="Memory beside the mixers, e.g. ntm."),
     ] = None,
     attach: Annotated[
-        str | None, typer.Option(metavar="MODE", help="How the memory is attached; each has a default.")
+        str | None,
+        typer.Option(
+            metavar="MODE", autocompletion=complete_attach, help="How the memory is attached; each has a default."
+        ),
     ] = None,
     router: Annotated[
         str | None,

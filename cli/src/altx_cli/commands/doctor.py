@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
-from typing import Any
+from importlib import metadata
+from pathlib import Path
+from typing import Any, cast
 
 from altx_cli import external
 from altx_cli.options import Json
-from altx_cli.output import emit, table
+from altx_cli.output import DEBUG, emit, table
+
+VARIABLES = ("ALTX_CACHE", "ALTX_DEBUG", "ALTX_KERNEL", "ALTX_NATIVE", "ALTX_PLUGINS")
+"""The environment variables that altx reads."""
+FEATURES = (
+    "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16",
+    "asimd", "fphp", "sve", "sve2", "bf16",
+)  # fmt: skip
+PACKAGES = (
+    "numpy", "pluggy", "pydantic", "typer", "safetensors", "PyYAML", "rich", "triton", "mamba-ssm", "causal-conv1d",
+    "flash-attn", "flash-linear-attention", "fla-core", "torch-geometric", "transformers",
+)  # fmt: skip
 
 MEASURE = """
 import importlib, json, sys, time
@@ -21,9 +36,12 @@ try:
     importlib.import_module(sys.argv[1])
 finally:
     seconds = time.perf_counter() - start
-    print("\\n" + json.dumps({"ms": 1000 * seconds, "torch": "torch" in sys.modules}))
+    heavy = [name for name in altx.registry.HEAVY if name in sys.modules]
+    print("\\n" + json.dumps({"ms": 1000 * seconds, "heavy": heavy}))
 """
 """Imports a plugin's entry module in a process of its own, where nothing else has imported torch."""
+NOTHING: dict[str, Any] = {"ms": None, "heavy": []}
+"""What is known of the import of a plugin that cannot be imported."""
 
 
 def doctor(as_json: Json = False) -> None:
@@ -36,21 +54,70 @@ def doctor(as_json: Json = False) -> None:
 
 
 def describe() -> dict[str, Any]:
-    """The installation as plain data."""
+    """The installation as plain data, in which the user's home is `~`: it is made to be shown to others."""
     import altx
 
-    return {
+    report = {
         "altx": altx.__version__,
         "python": platform.python_version(),
         "executable": sys.executable,
         "platform": platform.platform(),
+        "cpu": _cpu(),
+        "packages": _packages(),
         "torch": _torch(),
         "native": _native(),
-        "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith("ALTX_")},
+        "environment": {name: _value(name) for name in sorted(os.environ) if name.startswith("ALTX_")},
         **_plugins(),
         "pins_error": _pins_error(),
         "commands": _commands(),
     }
+    return cast(dict[str, Any], _at_home(report))
+
+
+def _at_home(value: Any) -> Any:
+    """The value with the user's home directory shortened in every text."""
+    home = os.path.expanduser("~").rstrip("/")
+    if isinstance(value, str):
+        return re.sub(rf"{re.escape(home)}(?![\w.-])", "~", value) if len(home) > 1 else value
+    if isinstance(value, dict):
+        return {key: _at_home(each) for key, each in value.items()}
+    return [_at_home(each) for each in value] if isinstance(value, list) else value
+
+
+def _value(name: str) -> str:
+    """A variable's value if altx reads it; others may hold anything."""
+    if name in VARIABLES:
+        return os.environ[name]
+    close = difflib.get_close_matches(name, VARIABLES, n=1, cutoff=0.8)
+    return f"is set, and not read by altx; {close[0]} is" if close else "is set, and not read by altx"
+
+
+def _cpu() -> dict[str, Any]:
+    """The processor's name, its cores, and the instruction sets that kernels care about, as far as Linux tells."""
+    facts: dict[str, str] = {}
+    try:
+        for line in Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines():
+            key, _, text = line.partition(":")
+            facts.setdefault(key.strip(), text.strip())
+    except OSError:
+        pass
+    flags = (facts.get("flags") or facts.get("Features") or "").split()
+    return {
+        "name": facts.get("model name") or platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "features": [name for name in FEATURES if name in flags],
+    }
+
+
+def _packages() -> dict[str, str]:
+    """Versions of what altx needs and of what its kernels can use, as installed."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 def _torch() -> dict[str, Any]:
@@ -110,31 +177,28 @@ def _plugins() -> dict[str, Any]:
 
 
 def _plugin(plugin: Any) -> dict[str, Any]:
-    measured = {"ms": None, "torch": None} if plugin.status == "disabled" else _measure(plugin.module.partition(":")[0])
-    remedy = {
-        "broken": f"pip install --force-reinstall {plugin.distribution}, or leave it out with ALTX_PLUGINS",
-        "disabled": f"add {plugin.name} to ALTX_PLUGINS",
-    }
+    measured = dict(NOTHING) if plugin.status == "disabled" else _measure(plugin.module.partition(":")[0])
     return {
         "plugin": plugin.distribution,
         "version": plugin.version,
         "status": plugin.status,
         "import_ms": measured["ms"],
-        "imports_torch": measured["torch"],
+        "heavy": measured["heavy"],
         "errors": plugin.errors,
-        "remedy": remedy.get(plugin.status, ""),
+        "remedy": plugin.remedy,
+        "traceback": plugin.traceback,
     }
 
 
 def _measure(module: str) -> dict[str, Any]:
-    """Milliseconds that a module takes to import, and whether it brings torch."""
+    """Milliseconds that a module takes to import, and the slow packages that come with it."""
     try:
         done = subprocess.run(
             [sys.executable, "-c", MEASURE, module], capture_output=True, text=True, timeout=60, check=False
         )
         return dict(json.loads(done.stdout.splitlines()[-1]))
     except (OSError, subprocess.TimeoutExpired, ValueError, IndexError):
-        return {"ms": None, "torch": None}
+        return dict(NOTHING)
 
 
 def _commands() -> list[dict[str, Any]]:
@@ -171,6 +235,8 @@ def _text(report: dict[str, Any]) -> list[str]:
         ["altx", report["altx"]],
         ["python", f"{report['python']} ({report['executable']})"],
         ["platform", report["platform"]],
+        ["cpu", f"{report['cpu']['name']}, {report['cpu']['cores']} cores; {' '.join(report['cpu']['features'])}"],
+        ["packages", ", ".join(f"{name} {version}" for name, version in report["packages"].items())],
         ["torch", torch.get("version") or f"not usable: {torch['error']}; {torch['remedy']}"],
     ]
     if "version" in torch:
@@ -179,8 +245,8 @@ def _text(report: dict[str, Any]) -> list[str]:
         )
         facts += [["gpu", gpus], ["threads", str(torch["threads"])]]
     facts += _native_facts(report["native"])
-    facts += [[name, repr(value)] for name, value in report["environment"].items()]
-    lines = [*table(facts), ""]
+    facts += [[name, value if name not in VARIABLES else repr(value)] for name, value in report["environment"].items()]
+    lines = [*table(facts, fold=0), ""]
     if error := report["pins_error"]:
         lines += [error["what"], f"  {error['hint']}", ""]
     if error := report["plugins_error"]:
@@ -190,7 +256,7 @@ def _text(report: dict[str, Any]) -> list[str]:
             f"{p['plugin']} {p['version']}",
             p["status"],
             "" if p["import_ms"] is None else f"{p['import_ms']:.0f} ms",
-            "imports torch, which slows every command down" if p["imports_torch"] else "",
+            f"imports {', '.join(p['heavy'])}, which slows every command down" if p["heavy"] else "",
         ]
         for p in report["plugins"]
     ]
@@ -198,6 +264,8 @@ def _text(report: dict[str, Any]) -> list[str]:
     for plugin in report["plugins"]:
         for error in plugin["errors"]:
             lines += ["", f"{plugin['plugin']} {plugin['version']}: {error}", f"  {plugin['remedy']}".rstrip()]
+        if os.environ.get(DEBUG):
+            lines += [f"  {line}" for line in plugin["traceback"].splitlines()]
     if report["commands"]:
         rows = [[c["command"], " and ".join(c["from"]), c["problem"] or "ok"] for c in report["commands"]]
         lines += ["", *table(rows, ("command", "from", "status"))]

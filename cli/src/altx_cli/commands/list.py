@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from altx_cli.options import Json
+from altx_cli.options import Json, Kind
 from altx_cli.output import emit, table
 
 if TYPE_CHECKING:
     from altx.registry import Registry
 
 
-def list_components(
-    kind: Annotated[
-        str | None, typer.Option(metavar="KIND", help="Only mixer, feed-forward, memory or router.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
+def list_components(kind: Kind = None, as_json: Json = False) -> None:
     """List the installed components, and plugins that are unusable."""
     from altx import registry
 
@@ -68,11 +61,15 @@ def _text(report: dict[str, Any], kind: str | None) -> list[str]:
         ]
         for c in components
     ]
-    lines = table(rows, ("kind", "name", "plugin", "summary")) if rows else [f"no {kind or 'component'} is installed"]
+    lines = (
+        table(rows, ("kind", "name", "plugin", "summary"), fold=0)
+        if rows
+        else [f"no {kind or 'component'} is installed"]
+    )
     for name in ambiguous:
         lines += ["", f"{name!r} alone is ambiguous: write the name with its package, as above"]
     if problems:
         lines += ["", "not usable"]
         rows = [[f"{p['plugin']} {p['version']}", p["status"], p["reason"]] for p in problems]
-        lines += [f"  {line}" for line in table(rows)]
+        lines += [f"  {line}" for line in table(rows, fold=2)]
     return lines

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from altx_cli.options import Json, complete
+from altx_cli.options import Json, Kind, complete
 from altx_cli.output import emit, table
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def show(
     name: Annotated[str, typer.Argument(metavar="NAME", autocompletion=complete(""), help="A component's name.")],
-    kind: Annotated[str | None, typer.Option(metavar="KIND", help="Its kind, where several have the name.")] = None,
+    kind: Kind = None,
     as_json: Json = False,
 ) -> None:
     """Show what a component is, its settings, and what it can do."""
@@ -122,7 +122,7 @@ def _text(report: dict[str, Any]) -> list[str]:
         lines += [report["attach_note"]] * bool(report["attach_note"])
     lines += ["", f"settings, as {report['name']}.KEY" if report["settings"] else "no settings"]
     rows = [[s["name"], _default(s), s["type"], s["description"]] for s in report["settings"]]
-    lines += [f"  {line}" for line in table(rows, ("key", "default", "type", "meaning") if rows else ())]
+    lines += [f"  {line}" for line in table(rows, ("key", "default", "type", "meaning") if rows else (), fold=2)]
     lines += ["", "can do, with the default settings"]
     if report["capabilities"] is None:
         return [*lines, f"  not known: {report['capabilities_problem']}"]

@@ -31,13 +31,14 @@ def train(
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a run that is there already.")] = False,
 ) -> None:
-    """Train a byte-level language model, and say how well it predicts text it has not seen.
+    """Train a byte-level language model and say how well it predicts.
 
     \b
     altx train model.yaml                  # into runs/model
     altx train --resume runs/model         # after Ctrl-C, a crash or a power cut
 
-    The rate warms up linearly and falls along a cosine to a tenth. The last tenth of the text is held out.
+    The rate warms up linearly and falls along a cosine to a tenth. The last tenth of the text is held out:
+    how well it is predicted is what counts.
     """
     from altx.errors import AltxError
     from altx_lab import session
