@@ -15,7 +15,7 @@ CORE = ROOT / "core/src/altx"
 PLUGINS = sorted(path for path in (ROOT / "plugins").iterdir() if (path / "pyproject.toml").exists())
 TORCH_FREE = [
     "__init__", "builtin", "capabilities", "config", "discovery", "errors", "feed_forward_config", "hookspecs",
-    "joints", "part", "placement", "recipe", "registry", "resolve", "spec",
+    "joints", "part", "placement", "plain", "recipe", "registry", "resolve", "spec",
 ]  # fmt: skip
 
 

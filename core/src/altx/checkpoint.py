@@ -11,28 +11,37 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_model
+from torch import Tensor
 
-from altx import __version__, recipe, registry
+from altx import __version__, plain, recipe, registry
 from altx.compose import build
 from altx.config import ModelConfig, validate
-from altx.errors import AltxError, CheckpointError, ConfigError, UnknownComponent
+from altx.errors import AltxError, CheckpointError, ConfigError, UnknownComponent, describe, printable
 from altx.model import Model
 from altx.resolve import resolve
 
 DISTRIBUTION, VERSION = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*"), re.compile(r"[0-9][0-9a-z.+]*")
+MAX_HEADER_BYTES, MAX_PLUGINS_BYTES = 32 << 20, 1 << 20
+FLOATS = {"F64", "F32", "F16", "BF16"}
+"""Any of them may stand for another: a model may be saved in half precision."""
+DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+    torch.complex64: "C64",
+}  # fmt: skip
 WEIGHTS, CONFIG, PLUGINS = "model.safetensors", "model.yaml", "plugins.json"
 
 
 def to_yaml(config: ModelConfig) -> str:
     """A config as the text of a model.yaml."""
-    return yaml.safe_dump(recipe.dump(config), sort_keys=False, default_flow_style=None, width=110)
+    return plain.dump(recipe.dump(config))
 
 
 def save(model: Model, path: str | Path, *, extra: dict[str, bytes] | None = None) -> None:
@@ -67,7 +76,7 @@ def save(model: Model, path: str | Path, *, extra: dict[str, bytes] | None = Non
 
 
 def load(path: str | Path, *, plugins: registry.Registry | None = None) -> Model:
-    """Read a checkpoint.
+    """Read a checkpoint, from anybody: it is data, and files beside those three are not looked at.
 
     Raises:
         CheckpointError: if files are missing or damaged, a plugin is not installed, or the weights
@@ -77,6 +86,11 @@ def load(path: str | Path, *, plugins: registry.Registry | None = None) -> Model
     for name in (WEIGHTS, CONFIG):
         if not (path / name).is_file():
             raise CheckpointError(f"{path} is not a checkpoint: it has no {name}")
+        if not (target := (path / name).resolve()).is_relative_to(path.resolve()):
+            raise CheckpointError(
+                f"{path / name} is a link to {target}, outside of the checkpoint",
+                hint="put the file itself there: cp -rL makes a copy of the directory without links",
+            )
     recorded = _recorded(path)
     try:
         config = validate(ModelConfig, recipe.read(path / CONFIG))
@@ -92,28 +106,38 @@ def _fill(model: Model, path: Path) -> Model:
     """A model on the meta device, given the weights of a file."""
     expected = model.state_dict()
     try:
+        with path.open("rb") as raw:
+            if (length := int.from_bytes(raw.read(8), "little")) > MAX_HEADER_BYTES:
+                raise SafetensorError(f"its header would have {length} bytes")
         with safe_open(str(path), framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+            found = {name: (tuple(each.get_shape()), str(each.get_dtype())) for name, each in slices.items()}
+            if wrong := sorted(_differences(found, expected)):
+                more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+                raise CheckpointError(f"{path} belongs to another config: {'; '.join(wrong[:3])}{more}")
             # Copies, because a mapped file is not aligned as new tensors are, and matrix products may round otherwise.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  (not a mapping)
+            tensors = {name: file.get_tensor(name).clone() for name in found}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{path}: damaged or cut short: {error}", hint="use an earlier checkpoint, or copy it again"
+            f"{path}: damaged or cut short: {describe(error)}", hint="use an earlier checkpoint, or copy it again"
         ) from None
-    wrong = [
-        f"{name} is {tuple(tensors[name].shape)}, the config says {tuple(expected[name].shape)}"
-        for name in tensors.keys() & expected.keys()
-        if tensors[name].shape != expected[name].shape
-    ]
-    wrong += [f"{name} is missing" for name in expected.keys() - tensors.keys()]
-    wrong += [f"{name} is left over" for name in tensors.keys() - expected.keys()]
-    if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise CheckpointError(f"{path} belongs to another config: {'; '.join(sorted(wrong)[:3])}{more}")
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     model.load_state_dict(tensors, assign=True)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trained)
     return model
+
+
+def _differences(found: dict[str, tuple[tuple[int, ...], str]], expected: dict[str, Tensor]) -> Iterator[str]:
+    """Where the tensors of a file, by shape and type, are not those of a model, in words."""
+    for name in found.keys() & expected.keys():
+        (shape, dtype), tensor = found[name], expected[name]
+        if shape != tuple(tensor.shape):
+            yield f"{name} is {shape}, the config says {tuple(tensor.shape)}"
+        elif (wanted := DTYPES.get(tensor.dtype)) and dtype not in (FLOATS if wanted in FLOATS else {wanted}):
+            yield f"{name} is {dtype}, the config says {wanted}"
+    yield from (f"{name} is missing" for name in expected.keys() - found.keys())
+    yield from (f"{printable(name, 100)} is left over" for name in found.keys() - expected.keys())
 
 
 def _versions(config: ModelConfig) -> dict[str, Any]:
@@ -139,10 +163,11 @@ def _names(node: Any) -> list[str]:
 def _recorded(path: Path) -> dict[str, str]:
     """Plugin versions that a checkpoint was made with, as far as they can be read."""
     try:
-        recorded = json.loads((path / PLUGINS).read_text("utf-8"))["plugins"]
+        with (path / PLUGINS).open("rb") as file:
+            recorded = json.loads(file.read(MAX_PLUGINS_BYTES))["plugins"]
         # They end up in a command that the user is told to run.
         return {n: v for n, v in recorded.items() if DISTRIBUTION.fullmatch(n) and VERSION.fullmatch(v)}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
 
 

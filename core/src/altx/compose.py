@@ -76,7 +76,12 @@ def build(blueprint: Blueprint, *, seed: int | None = None, device: str | None =
             body = SegmentLoop(body, build_part(blueprint.memory, ctx, Memory))
         if not body.capabilities.packing and body.capabilities.masked:
             body = Unpack(body)
-        return Model(config, body)
+        try:
+            return Model(config, body)
+        except RuntimeError as error:
+            raise CompositionError(
+                f"the model's input and head cannot be built: {registry.describe(error)}", hint="make them smaller"
+            ) from error
 
 
 def build_branch(branch: Branch, ctx: BuildContext) -> Layer:

@@ -10,11 +10,16 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PydanticUserError, ValidationError, model_validator
 
-from altx.errors import ConfigError
+from altx.errors import ConfigError, printable, shown
 
 MAX_BLOCKS = 4096
+MAX_PARTS = 1 << 16
+"""Of a model: what a config can ask for in one line, such as a router of routers of experts, has a limit."""
+MAX_SIZE = 1 << 31
+"""Of a vocabulary and the like, so that no number of weights exceeds 64 bits."""
+MAX_PROBLEMS = 10
 
 
 class Config(BaseModel):
@@ -24,7 +29,7 @@ class Config(BaseModel):
     name `name` is taken.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -47,7 +52,7 @@ class ComponentRef(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow", strict=True)
 
-    name: str = Field(description="short name, or 'distribution:name' where two plugins offer one")
+    name: str = Field(max_length=200, description="short name, or 'distribution:name' where two plugins offer one")
 
     @model_validator(mode="before")
     @classmethod
@@ -109,14 +114,14 @@ class TokensInput(Config):
     """Integer tokens, embedded."""
 
     kind: Literal["tokens"] = "tokens"
-    vocab: int = Field(256, gt=0, description="number of tokens; 256 reads bytes")
+    vocab: int = Field(256, gt=0, le=MAX_SIZE, description="number of tokens; 256 reads bytes")
 
 
 class VectorsInput(Config):
     """Continuous vectors (B, T, size), projected."""
 
     kind: Literal["vectors"]
-    size: int = Field(gt=0, description="size of an input vector")
+    size: int = Field(gt=0, le=MAX_SIZE, description="size of an input vector")
 
 
 class LanguageModelHead(Config):
@@ -130,7 +135,7 @@ class ClassifierHead(Config):
     """Logits (B, classes) for a whole sequence."""
 
     kind: Literal["classifier"]
-    classes: int = Field(gt=0, description="number of classes")
+    classes: int = Field(gt=0, le=MAX_SIZE, description="number of classes")
     pool: Literal["mean", "last"] = Field("mean", description="over real tokens")
 
 
@@ -138,7 +143,7 @@ class VectorsHead(Config):
     """A vector (B, T, size) at every position."""
 
     kind: Literal["vectors"]
-    size: int = Field(gt=0, description="size of an output vector")
+    size: int = Field(gt=0, le=MAX_SIZE, description="size of an output vector")
 
 
 Input = Annotated[TokensInput | VectorsInput, Field(discriminator="kind")]
@@ -166,6 +171,18 @@ class ModelConfig(Config):
             raise ValueError("a language-model head needs tokens as input; for vectors use the head 'vectors'")
         return self
 
+    @model_validator(mode="after")
+    def _not_endless(self) -> Self:
+        if (n := sum(block.repeat * sum(map(_parts, block.sublayers)) for block in self.blocks)) > MAX_PARTS:
+            raise ValueError(f"{n} parts, with all repeats, are more than {MAX_PARTS}")
+        return self
+
+
+def _parts(body: Body) -> int:
+    """How many components a body is made of."""
+    own = sum(part is not None for part in (body.mixer, body.feed_forward, body.router, body.memory))
+    return own + sum(target.repeat * _parts(target) for target in body.targets or [])
+
 
 AnyConfig = TypeVar("AnyConfig", bound=BaseModel)
 
@@ -185,7 +202,9 @@ def validate(model: type[AnyConfig], data: Any, *, path: str = "", owner: str = 
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        problems = [_explain(model, data, problem, path) for problem in error.errors()]
+        found = error.errors()
+        problems = [_explain(model, data, problem, path) for problem in found[:MAX_PROBLEMS]]
+        problems += [f"and {len(found) - MAX_PROBLEMS} more"] * (len(found) > MAX_PROBLEMS)
         raise ConfigError("\n".join(problems), hint=f"(settings of {owner})" if owner else "") from None
 
 
@@ -197,7 +216,7 @@ def _explain(model: type[BaseModel], data: Any, problem: Mapping[str, Any], path
         known = _known_keys(model, steps[:-1])
         close = difflib.get_close_matches(str(steps[-1]), known, n=1, cutoff=0.5)
         guess = f"; did you mean {close[0]!r}?" if close else ""
-        return f"{where}: unknown key{guess} (known: {', '.join(known)})"
+        return f"{where}: unknown key{guess} (known: {', '.join(known) or 'none'})"
     if problem["type"] == "missing":
         return f"{where}: missing"
     if problem["type"] == "union_tag_not_found":
@@ -205,8 +224,8 @@ def _explain(model: type[BaseModel], data: Any, problem: Mapping[str, Any], path
     message = str(problem["msg"]).removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     value = problem["input"]
-    shown = "" if isinstance(value, (Mapping, BaseModel)) else f", not {value!r}"
-    return f"{where or 'the model'}: {message}{shown}"
+    instead = "" if isinstance(value, (Mapping, BaseModel)) else f", not {shown(value)}"
+    return f"{where or 'the model'}: {message}{instead}"
 
 
 def _steps_in(data: Any, location: Sequence[str | int]) -> list[str | int]:
@@ -225,13 +244,18 @@ def _steps_in(data: Any, location: Sequence[str | int]) -> list[str | int]:
 
 def _join(path: str, steps: Sequence[str | int]) -> str:
     for step in steps:
-        path = f"{path}[{step}]" if isinstance(step, int) else f"{path}.{step}" if path else step
+        name = printable(str(step), 60)
+        path = f"{path}[{name}]" if isinstance(step, int) else f"{path}.{name}" if path else name
     return path
 
 
 def _known_keys(model: Any, steps: Sequence[str | int]) -> list[str]:
     """Field names that are legal at a place in a model."""
-    schema = model.model_json_schema()
+    try:
+        schema = model.model_json_schema()
+    except PydanticUserError:
+        # A plugin's field may be of a type that JSON does not know.
+        return [] if steps else sorted(model.model_fields)
 
     def follow(node: dict[str, Any]) -> list[dict[str, Any]]:
         if "$ref" in node:

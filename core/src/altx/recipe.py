@@ -16,14 +16,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BeforeValidator, Field
 
-from altx.config import Block, ComponentRef, Config, Head, Input, ModelConfig, TokensInput, validate
-from altx.errors import ConfigError
+from altx import plain
+from altx.config import (
+    MAX_BLOCKS,
+    MAX_PARTS,
+    Block,
+    ComponentRef,
+    Config,
+    Head,
+    Input,
+    ModelConfig,
+    TokensInput,
+    validate,
+)
+from altx.errors import ConfigError, shown
 
 ELEMENT = re.compile(r"(?:(\d{1,4})\s*\*\s*)?([a-z][a-z0-9-]*(?::[a-z][a-z0-9-]*)?)")
-PATH = re.compile(r"[^.\[\]]+(\[\d+\])*(\.[^.\[\]]+(\[\d+\])*)*")
+PATH = re.compile(r"[^.\[\]]+(\[[0-9]{1,6}\])*(\.[^.\[\]]+(\[[0-9]{1,6}\])*)*")
 DEFAULT_EXPERTS = 8
 DEFAULT_LAYERS = 2
 MAX_FILE_BYTES = 4 << 20
@@ -33,7 +44,7 @@ NONE = "none"
 class PatternEntry(ComponentRef):
     """An element of a pattern written as a mapping: a component, its settings, how often."""
 
-    repeat: int = Field(1, ge=1, le=4096)
+    repeat: int = Field(1, ge=1, le=MAX_BLOCKS)
 
 
 def _listed(value: Any) -> Any:
@@ -55,7 +66,7 @@ class Recipe(Config):
     norm: Literal["rms", "layer", "none"] = Field("rms", description="norm of every sublayer of the pattern")
     final_norm: Literal["rms", "layer", "none"] = Field("rms", description="the norm before the head")
     norm_eps: float = Field(1e-5, gt=0, description="epsilon of every norm")
-    blocks: list[Block] | None = Field(None, max_length=4096, description="the layers, in order")
+    blocks: list[Block] | None = Field(None, max_length=MAX_BLOCKS, description="the layers, in order")
     stack_memory: ComponentRef | None = Field(
         None, description="a memory whose tokens stand around each segment of all blocks together"
     )
@@ -69,7 +80,7 @@ class Recipe(Config):
         None, description='pattern of routers over the feed-forwards; "none" leaves a block dense'
     )
     layers: int | None = Field(
-        None, ge=1, le=4096, description="number of blocks; a multiple of the mixer pattern's length"
+        None, ge=1, le=MAX_BLOCKS, description="number of blocks; a multiple of the mixer pattern's length"
     )
     defaults: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="settings by component name, wherever it is used: {mamba: {state_size: 8}}"
@@ -144,6 +155,9 @@ class Recipe(Config):
         feed_forwards = parse(self.feed_forward, "feed_forward")
         if not any(routers) and layers % len(feed_forwards):
             raise ConfigError(f"feed_forward: a pattern of {len(feed_forwards)} entries does not fit {layers} layers")
+        experts = self._experts(feed_forwards) if any(routers) else []
+        if layers * len(experts) > MAX_PARTS:
+            raise ConfigError(f"router: {layers} layers of {len(experts)} experts are more than {MAX_PARTS} parts")
         blocks = []
         for i in range(layers):
             mixer: dict[str, Any] = {"mixer": mixers[i % len(mixers)]}
@@ -153,7 +167,7 @@ class Recipe(Config):
                     mixer["attach"] = self.attach
             sublayers = [mixer] if mixer["mixer"] else []
             if router := routers[i % len(routers)]:
-                sublayers.append({"router": router, "targets": self._experts(feed_forwards)})
+                sublayers.append({"router": router, "targets": experts})
             elif feed_forward := feed_forwards[i % len(feed_forwards)]:
                 sublayers.append({"feed_forward": feed_forward})
             blocks.append({"sublayers": [{**copy.deepcopy(sublayer), "norm": self.norm} for sublayer in sublayers]})
@@ -187,14 +201,16 @@ def parse(pattern: Pattern, path: str) -> list[dict[str, Any] | None]:
     for element in elements:
         if isinstance(element, PatternEntry):
             entries += [element.model_dump(exclude={"repeat"})] * element.repeat
-            continue
-        match = ELEMENT.fullmatch(element.strip())
-        if not match or (match[1] is not None and not 1 <= int(match[1]) <= 4096):
-            raise ConfigError(
-                f"{path}: cannot read {element.strip()!r}",
-                hint='a pattern is names and counts, e.g. "3*mamba,attention"',
-            )
-        entries += [None if match[2] == NONE else {"name": match[2]}] * int(match[1] or 1)
+        else:
+            match = ELEMENT.fullmatch(element.strip())
+            if not match or (match[1] is not None and not 1 <= int(match[1]) <= MAX_BLOCKS):
+                raise ConfigError(
+                    f"{path}: cannot read {shown(element.strip())}",
+                    hint='a pattern is names and counts, e.g. "3*mamba,attention"',
+                )
+            entries += [None if match[2] == NONE else {"name": match[2]}] * int(match[1] or 1)
+        if len(entries) > MAX_BLOCKS:
+            raise ConfigError(f"{path}: a pattern of more than {MAX_BLOCKS} entries")
     return entries
 
 
@@ -209,43 +225,25 @@ def _references(node: Any) -> list[dict[str, Any]]:
     return [ref for value in node.values() for ref in _references(value)]
 
 
-class _Loader(yaml.SafeLoader):
-    """Plain data only, every key once, and no aliases: a few lines of them can stand for gigabytes."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.constructor.ConstructorError(None, None, "aliases are not allowed", mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        seen = set()
-        for key, _ in node.value:
-            name = key.value if isinstance(key, yaml.ScalarNode) else None
-            if name is not None and name in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{name!r} stands here twice", key.start_mark)
-            seen.add(name)
-        return super().construct_mapping(node, deep)
-
-
 def read(path: Path) -> dict[str, Any]:
-    """A recipe file as plain data. YAML tags are refused, so reading runs nothing.
+    """A recipe file as plain data; see `altx.plain` for what it may hold.
 
     Raises:
         ConfigError: if it is missing, unreadable, too large, or not a YAML mapping.
     """
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
+        with path.open("rb") as file:
+            # Not by its size, which a device or a pipe does not tell.
+            content = file.read(MAX_FILE_BYTES + 1)
+        if len(content) > MAX_FILE_BYTES:
             raise ConfigError(f"{path}: larger than {MAX_FILE_BYTES >> 20} MiB; this is not a model's config")
-        data = yaml.load(path.read_text("utf-8"), _Loader)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        text = content.decode("utf-8")
+    except (OSError, ValueError) as error:
+        known = error.strerror if isinstance(error, OSError) else ""
+        reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else known or error
         raise ConfigError(f"{path}: cannot be read: {reason}") from None
-    except (yaml.YAMLError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ConfigError(f"{path}: not valid YAML{place}: {getattr(error, 'problem', None) or error}") from None
-    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
+    data = plain.parse(text, str(path))
+    if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected a mapping such as {{mixer: mamba, dim: 128}}, found {type(data).__name__}")
     return data
 
