@@ -314,8 +314,19 @@ class HandsOverPadding(SelfAttention):
         return super().forward(x, ctx.replace(mask=None), state)
 
 
+class IgnoresTheGate(SelfAttention):
+    """Joins a memory's keys by their weight, whatever share its gate leaves them."""
+
+    def forward(self, x: Tensor, ctx: Context = FRESH, state: State | None = None) -> Output:
+        recall = ctx.recall
+        if recall:
+            ctx = ctx.replace(recall=lambda q, k, v, here: recall(q, k, v, here)._replace(share=None))
+        return super().forward(x, ctx, state)
+
+
 SPECIMENS = {
     "recall": HandsOverPadding,
+    "recall (gate)": IgnoresTheGate,
     "causality": LooksAhead,
     "halves": IgnoresState,
     "rows": MixesRows,

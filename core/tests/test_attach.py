@@ -14,7 +14,7 @@ from altx.attach import ContextAttach, KVAttach, MemoryLayer
 from altx.compose import compose
 from altx.context import Context, Cross
 from altx.errors import CompositionError, UnsupportedContext
-from altx.memory import NOTHING, attended, split_heads
+from altx.memory import NOTHING, Attended, attended, split_heads
 from altx.registry import Registry
 from altx.resolve import resolve
 from altx.segment_loop import SegmentLoop
@@ -115,6 +115,30 @@ def test_a_memory_joins_a_softmax(toy: Registry) -> None:
     results = check_component("ledger", "memory", plugins=toy) + check_component("self", plugins=toy)
     assert [(r.subject, r.check, r.message) for r in results if r.status == "failed"] == []
     assert {r.subject for r in results if r.status == "passed"} == {"ledger[kv]", "self", "self[encoder]"}
+
+
+def test_a_memory_with_a_gate_is_mixed_by_its_share() -> None:
+    mixer, x = SelfAttention(16).double(), torch.randn(2, 7, 16, dtype=torch.float64)
+    share, held = torch.rand(2, 7, 2, dtype=torch.float64), torch.randn(2, 1, 3, 1, 8, dtype=torch.float64)
+
+    def recall(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, ctx: Context) -> Attended:
+        return attended(q, held[..., :4], held)._replace(share=share)
+
+    assert mixer.hands
+    q, _, v = split_heads(mixer.input(x), mixer.hands)
+    far = attended(q * 4**-0.5, held[..., :4], held).value
+    wanted = mixer.output((share[..., None] * far + (1 - share[..., None]) * v).flatten(2))
+    assert difference(mixer(x, Context(recall=recall)).y, wanted) < 1e-12
+
+
+def test_a_memory_without_parameters_has_its_state_where_the_mixers_are() -> None:
+    mixer = SelfAttention(16).double()
+    assert mixer.hands
+    layer = KVAttach(mixer, Ledger(mixer.hands))
+    held = layer.init_state(2).children["memory"]["held"]
+    assert held.dtype == torch.float64
+    assert layer.init_state(2, dtype=torch.float32).children["memory"]["held"].dtype == torch.float32
+    assert layer.to("meta").init_state(2).children["memory"]["held"].is_meta
 
 
 def test_a_mixer_without_a_softmax_to_join_is_refused(toy: Registry) -> None:

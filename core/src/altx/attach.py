@@ -67,6 +67,14 @@ class _Attached(Layer):
 
     def init_state(self, batch: int, **options: Unpack[StateOptions]) -> State:
         mixer = self.mixer.init_state(batch, **options)
+        # A memory may have no parameters of its own to say where its state belongs.
+        weight = next(self.parameters(), None)
+        if weight is not None:
+            options = {
+                **options,
+                "device": options.get("device") or weight.device,
+                "dtype": options.get("dtype") or weight.dtype,
+            }
         memory = self.memory.init_state(batch, **options)
         return State(children={"memory": memory} if mixer is None else {"mixer": mixer, "memory": memory})
 

@@ -24,10 +24,12 @@ class Attended(NamedTuple):
     Args:
         value: (B, T, H, Dv), each query's mean of the values; 0 where there is no key.
         weight: (B, T, H), the logarithm of the sum of exp(score) over the keys, in at least float32; -1e30 for none.
+        share: (B, T, H), how much of the output is `value`, where a gate says so and not one softmax of all keys.
     """
 
     value: Tensor
     weight: Tensor
+    share: Tensor | None = None
 
 
 def attended(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Attended:
@@ -223,9 +225,16 @@ def _joined(chunks: list[Chunk], x: Tensor) -> Read:
     values = [read.value for read in reads if read.value is not None]
     tokens = [read.tokens for read in reads if read.tokens is not None]
     found = [read.attended for read in reads if read.attended is not None]
+    shares = [each.share for each in found if each.share is not None]
     return Read(
         put_back(chunks, values, x) if values else None,
         torch.cat(tokens, 1) if tokens else None,
         None,
-        Attended(*(put_back(chunks, [*each], x) for each in zip(*found, strict=True))) if found else None,
+        Attended(
+            put_back(chunks, [each.value for each in found], x),
+            put_back(chunks, [each.weight for each in found], x),
+            put_back(chunks, shares, x) if shares else None,
+        )
+        if found
+        else None,
     )

@@ -66,6 +66,19 @@ def test_keys_of_a_memory_have_no_positions_and_those_of_the_layer_do() -> None:
     assert difference(y, mixer.o_proj(heads.flatten(2))) < 1e-12
 
 
+@pytest.mark.parametrize("sinks", [False, True])
+def test_a_gate_of_the_memory_mixes_the_two(sinks: bool) -> None:
+    mixer, x = layer(kv_heads=2, sinks=sinks), torch.randn(2, 6, 16, dtype=torch.float64)
+    far, share = torch.randn(2, 6, 4, 4, dtype=torch.float64), torch.rand(2, 6, 4, dtype=torch.float64)
+
+    def recall(q: Tensor, k: Tensor, v: Tensor, ctx: Context) -> Attended:
+        return Attended(far, q[..., 0], share)
+
+    near = torch.linalg.solve(mixer.o_proj.weight, mixer(x).y.mT).mT.unflatten(-1, (4, 4))
+    wanted = share[..., None] * far + (1 - share[..., None]) * near
+    assert difference(mixer(x, Context(recall=recall)).y, mixer.o_proj(wanted.flatten(2))) < 1e-10
+
+
 def test_an_empty_memory_changes_nothing_and_takes_gradients() -> None:
     mixer, x = layer(), torch.randn(2, 6, 16, dtype=torch.float64, requires_grad=True)
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from altx.attach import KVAttach
 from altx.context import Context
-from altx.memory import Memory
+from altx.memory import Memory, attended
 from altx.state import State
 from altx.testing.case import Case, agitate, difference, state_difference
 from altx.testing.check import EXACT, Failure, Finding, law
@@ -72,6 +72,9 @@ def recall(case: Case) -> Finding | None:
     whole, end = run(x, case.ctx, fresh)
     if difference(whole, case.run(x).y) == 0:
         raise Failure("a memory's keys and values change nothing")
+    shut = case.ctx.replace(recall=lambda q, k, v, _: attended(q, k[:, None], v[:, None])._replace(share=q[..., 0] * 0))
+    if difference(case.run(x, shut).y, case.run(x).y) > EXACT:
+        raise Failure("a memory whose gate is shut changes something: `Attended.share` says how much of it to take")
     state, ys = fresh, []
     for start, stop in ((0, 4), (4, 5), (5, 9)):
         y, state = run(x[:, start:stop], case.ctx, state)

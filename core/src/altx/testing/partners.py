@@ -35,8 +35,8 @@ class SelfAttention(Layer):
         y = v.expand(-1, -1, self.hands.query, -1)
         if ctx.recall and x.shape[1]:
             far = ctx.recall(q, k, v, ctx)
-            share = torch.sigmoid(far.weight - (q * k).sum(-1))[..., None].to(y.dtype)
-            y = y + share * (far.value - y)
+            share = torch.sigmoid(far.weight - (q * k).sum(-1)) if far.share is None else far.share
+            y = y + share[..., None].to(y.dtype) * (far.value - y)
         return Output(self.output(y.flatten(2)), state)
 
 

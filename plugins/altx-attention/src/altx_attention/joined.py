@@ -15,7 +15,7 @@ LEAST = -1e3
 
 
 def joined(near: Callable[[Tensor, Tensor], Tensor], v: Tensor, sinks: Tensor | None, far: Attended) -> Tensor:
-    """(B, T, H, D) from both, as if all keys had stood side by side.
+    """(B, T, H, D) from both, as if all keys had stood side by side; or, where the memory has a gate, mixed by it.
 
     To the slots, the keys of the memory are a sink of their weight. A feature of 1 in each value comes back as the
     share of the slots; the rest is the sinks' and the memory's.
@@ -26,6 +26,9 @@ def joined(near: Callable[[Tensor, Tensor], Tensor], v: Tensor, sinks: Tensor | 
         sinks: (H,), which each head has besides, or None.
         far: attention to the memory alone.
     """
+    if far.share is not None:
+        y = near(v, sinks)
+        return y + (far.share[..., None].to(y.dtype) * (far.value.to(y.dtype) - y))
     weight = far.weight.clamp(min=LEAST)
     whole = weight if sinks is None else torch.logaddexp(weight, sinks.to(weight.dtype).expand_as(weight))
     y = near(F.pad(v, (0, 1), value=1.0), whole)
