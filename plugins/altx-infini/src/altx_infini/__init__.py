@@ -1,0 +1,1 @@
+"""Infini-attention's compressive memory for altx."""
