@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from altx import grouped
 from altx.dispatch import plan
 from altx.feed_forward import SwiGLU, SwiGLUBank
-from altx.grouped import grouped_mm
+from altx.grouped import grouped_mm, grouped_swiglu
 from altx.measure import count_flops
 
 OFFSETS = torch.tensor([0, 3, 3, 8, 9])
@@ -62,6 +63,51 @@ def test_autocast_and_meta_and_compile():
 def test_its_flops_are_counted():
     x, weight = randn(12, 8).requires_grad_(), randn(4, 8, 5).requires_grad_()
     assert count_flops(lambda: grouped_mm(x, weight, OFFSETS)) == 2 * 9 * 8 * 5
+
+
+def swiglu_arguments() -> list[torch.Tensor]:
+    shapes = [(12, 6), (4, 6, 5), (4, 6, 5), (4, 5, 6)]
+    return [randn(*shape, seed=seed).requires_grad_() for seed, shape in enumerate(shapes)]
+
+
+@pytest.mark.parametrize("large", [1 << 40, 1])
+def test_swiglu_in_one_node_is_its_products_one_after_the_other(large, monkeypatch):
+    monkeypatch.setattr(grouped, "LARGE", large)
+    arguments, dy = swiglu_arguments(), randn(12, 6, seed=9)
+    with torch.no_grad():
+        arguments[0][9:] = torch.nan
+    results = []
+    for function in (grouped_swiglu, grouped._composed):
+        y = function(*arguments, OFFSETS)
+        results.append([y, *torch.autograd.grad(y, arguments, dy)])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    assert not results[0][0][9:].any() and not results[0][1][9:].any()
+
+
+def test_swiglu_has_gradients_twice_of_what_needs_them():
+    arguments = swiglu_arguments()
+    torch.autograd.gradcheck(lambda *inputs: grouped_swiglu(*inputs, OFFSETS), arguments)
+    torch.autograd.gradgradcheck(lambda *inputs: grouped_swiglu(*inputs, OFFSETS), arguments)
+    x, gate, up, down = arguments
+    torch.autograd.gradgradcheck(lambda g: grouped_swiglu(x.detach(), g, up.detach(), down, OFFSETS), (gate,))
+
+
+def test_swiglu_under_autocast_meta_and_compile():
+    arguments = [argument.detach().float() for argument in swiglu_arguments()]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert grouped_swiglu(*arguments, OFFSETS).dtype == torch.bfloat16
+    assert grouped_swiglu(*(each.to("meta") for each in arguments), OFFSETS.to("meta")).shape == (12, 6)
+    for each in arguments:
+        each.requires_grad_()
+    compiled = torch.compile(lambda *args: grouped_swiglu(*args) + 1, backend="aot_eager", fullgraph=True)
+    ours, plain = compiled(*arguments, OFFSETS), grouped_swiglu(*arguments, OFFSETS) + 1
+    torch.testing.assert_close(ours, plain)
+    for a, b in zip(
+        torch.autograd.grad(ours.sum(), arguments), torch.autograd.grad(plain.sum(), arguments), strict=True
+    ):
+        torch.testing.assert_close(a, b)
+    assert count_flops(lambda: grouped_swiglu(*arguments, OFFSETS)) == 2 * 9 * 3 * 6 * 5
 
 
 def test_a_bank_is_its_experts():

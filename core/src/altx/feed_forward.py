@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from altx.context import Context
 from altx.feed_forward_config import TOKENWISE, MLPConfig, SwiGLUConfig
-from altx.grouped import grouped_mm
+from altx.grouped import grouped_swiglu
 from altx.layer import FRESH, Layer, Output
 from altx.routed import TargetBank
 from altx.spec import BuildContext
@@ -73,8 +73,7 @@ class SwiGLUBank(TargetBank):
             nn.init.uniform_(weight, -(weight.shape[1] ** -0.5), weight.shape[1] ** -0.5)
 
     def forward(self, x: Tensor, offsets: Tensor) -> Tensor:
-        hidden = F.silu(grouped_mm(x, self.gate, offsets)) * grouped_mm(x, self.up, offsets)
-        return grouped_mm(hidden, self.down, offsets)
+        return grouped_swiglu(x, self.gate, self.up, self.down, offsets)
 
 
 def build_swiglu(config: SwiGLUConfig, ctx: BuildContext) -> Layer:

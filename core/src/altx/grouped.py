@@ -6,6 +6,9 @@ gradients that are written in place, and void rows that are 0.
 
 from __future__ import annotations
 
+import math
+import mmap
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -13,6 +16,9 @@ from torch.utils.flop_counter import register_flop_formula
 
 ALIGNED = 16
 """Bytes of which torch's grouped product wants rows to be a multiple."""
+
+LARGE = 32 << 20
+"""Bytes from which the C library asks the system for memory at every allocation."""
 
 
 def grouped_mm(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
@@ -26,12 +32,56 @@ def grouped_mm(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
     Returns:
         (P, F). Under autocast in its dtype, as of any product.
     """
-    kind = x.device.type
-    if kind != "meta" and torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(kind)
-        x, weight = x.to(dtype), weight.to(dtype)
-    y: Tensor = _multiply(x, weight, offsets)
+    y: Tensor = _multiply(_cast(x), _cast(weight), offsets)
     return y
+
+
+def grouped_swiglu(x: Tensor, gate: Tensor, up: Tensor, down: Tensor, offsets: Tensor) -> Tensor:
+    """(silu(x gate_i) * x up_i) down_i for rows offsets[i]:offsets[i+1] of x; 0 in the other rows, whatever they hold.
+
+    On a CPU one target after the other, so that what lies between its products is still in the cache.
+
+    Args:
+        x: (P, D).
+        gate, up: (n, D, F).
+        down: (n, F, D).
+        offsets: as for `grouped_mm`.
+
+    Returns:
+        (P, D). Under autocast in its dtype.
+    """
+    if x.device.type != "cpu":
+        return _composed(x, gate, up, down, offsets)
+    x, gate, up, down = (_cast(each) for each in (x, gate, up, down))
+    y: Tensor = _swiglu(x, gate, up, down, offsets)[0]
+    return y
+
+
+def _composed(x: Tensor, gate: Tensor, up: Tensor, down: Tensor, offsets: Tensor) -> Tensor:
+    hidden = F.silu(grouped_mm(x, gate, offsets)) * grouped_mm(x, up, offsets)
+    return grouped_mm(hidden, down, offsets)
+
+
+def _cast(x: Tensor) -> Tensor:
+    """x in autocast's dtype, where that is on."""
+    kind = x.device.type
+    if kind == "meta" or x.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
+        return x
+    return x.to(torch.get_autocast_dtype(kind))
+
+
+def _empty(like: Tensor, *shape: int) -> Tensor:
+    """Memory for a result.
+
+    Memory that comes from the system costs a fault for each of its pages, which for gradients of experts adds up to a
+    third of the products that make them: large results on a CPU ask for large pages, where the system has them.
+    """
+    size = math.prod(shape) * like.itemsize
+    if not (like.device.type == "cpu" and size >= LARGE and hasattr(mmap, "MADV_HUGEPAGE")):
+        return like.new_empty(shape)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=like.dtype).view(shape)
 
 
 def _fast(x: Tensor, *widths: int) -> bool:
@@ -65,10 +115,59 @@ def _outer(x: Tensor, y: Tensor, offsets: Tensor) -> Tensor:
     n = len(offsets) - 1
     if _fast(x, x.shape[1], y.shape[1]):
         return F.grouped_mm(x.contiguous().T, y.contiguous(), offs=offsets[1:].int())
-    out, bounds = x.new_empty(n, x.shape[1], y.shape[1]), offsets.tolist()
+    out, bounds = _empty(x, n, x.shape[1], y.shape[1]), offsets.tolist()
     for i in range(n):
         torch.mm(x[bounds[i] : bounds[i + 1]].T, y[bounds[i] : bounds[i + 1]], out=out[i])
     return out
+
+
+@torch.library.custom_op("altx::grouped_swiglu", mutates_args=())
+def _swiglu(x: Tensor, gate: Tensor, up: Tensor, down: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """y (P, D), and what its gradients need: x gate and x up (P, F)."""
+    g, y, bounds = x.new_empty(len(x), gate.shape[2]), torch.empty_like(x), offsets.tolist()
+    u = torch.empty_like(g)
+    for i in range(len(gate)):
+        own = slice(bounds[i], bounds[i + 1])
+        torch.mm(x[own], gate[i], out=g[own])
+        torch.mm(x[own], up[i], out=u[own])
+        torch.mm(F.silu(g[own]).mul_(u[own]), down[i], out=y[own])
+    y[bounds[-1] :] = 0
+    return y, g, u
+
+
+@torch.library.custom_op("altx::grouped_swiglu_backward", mutates_args=())
+def _swiglu_gradients(
+    dy: Tensor, x: Tensor, gate: Tensor, up: Tensor, down: Tensor, offsets: Tensor, g: Tensor, u: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, gate, up and down."""
+    dx, bounds = torch.empty_like(x), offsets.tolist()
+    dgate, dup, ddown = (_empty(weight, *weight.shape) for weight in (gate, up, down))
+    for i in range(len(gate)):
+        own = slice(bounds[i], bounds[i + 1])
+        active = F.silu(g[own])
+        torch.mm((active * u[own]).T, dy[own], out=ddown[i])
+        dhidden = dy[own] @ down[i].T
+        du = active.mul_(dhidden)
+        torch.mm(x[own].T, du, out=dup[i])
+        torch.mm(du, up[i].T, out=dx[own])
+        dg = torch.ops.aten.silu_backward(dhidden.mul_(u[own]), g[own])
+        torch.mm(x[own].T, dg, out=dgate[i])
+        dx[own].addmm_(dg, gate[i].T)
+    dx[bounds[-1] :] = 0
+    return dx, dgate, dup, ddown
+
+
+@_swiglu.register_fake
+def _(x: Tensor, gate: Tensor, up: Tensor, down: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    g = x.new_empty(x.shape[0], gate.shape[2])
+    return torch.empty_like(x), g, torch.empty_like(g)
+
+
+@_swiglu_gradients.register_fake
+def _(
+    dy: Tensor, x: Tensor, gate: Tensor, up: Tensor, down: Tensor, offsets: Tensor, g: Tensor, u: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(gate), torch.empty_like(up), torch.empty_like(down)
 
 
 @_multiply.register_fake
@@ -96,6 +195,16 @@ def _outer_flops(x: Tensor, y: Tensor, offsets: Tensor, **_: object) -> int:
     return 2 * _rows(x, offsets) * x.shape[1] * y.shape[1]
 
 
+@register_flop_formula(torch.ops.altx.grouped_swiglu, get_raw=True)
+def _swiglu_flops(x: Tensor, gate: Tensor, up: Tensor, down: Tensor, offsets: Tensor, **_: object) -> int:
+    return 2 * _rows(x, offsets) * sum(weight.shape[1] * weight.shape[2] for weight in (gate, up, down))
+
+
+@register_flop_formula(torch.ops.altx.grouped_swiglu_backward, get_raw=True)
+def _swiglu_gradients_flops(dy: Tensor, *arguments: Tensor, **_: object) -> int:
+    return 2 * _swiglu_flops(*arguments[:5])
+
+
 def _save(ctx, inputs, output):  # type: ignore[no-untyped-def]
     ctx.save_for_backward(*inputs)
 
@@ -114,3 +223,24 @@ def _outer_backward(ctx, g):  # type: ignore[no-untyped-def]
 
 _multiply.register_autograd(_multiply_backward, setup_context=_save)
 _outer.register_autograd(_outer_backward, setup_context=_save)
+
+
+def _save_swiglu(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    ctx.save_for_backward(*inputs, *output[1:])
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _swiglu_backward(ctx, dy, *_):  # type: ignore[no-untyped-def]
+    *inputs, offsets, g, u = ctx.saved_tensors
+    if dy is None:
+        return (None,) * 5
+    if not torch.is_grad_enabled():
+        return *_swiglu_gradients(dy, *inputs, offsets, g, u), None
+    # Gradients of which there are gradients.
+    wanted = [x for x, needed in zip(inputs, ctx.needs_input_grad, strict=False) if needed]
+    found = iter(torch.autograd.grad(_composed(*inputs, offsets), wanted, dy, create_graph=True))
+    return *(next(found) if needed else None for needed in ctx.needs_input_grad[:4]), None
+
+
+_swiglu.register_autograd(_swiglu_backward, setup_context=_save_swiglu)
