@@ -43,8 +43,8 @@ def test_every_hook_says_when_it_is_called_and_what_it_returns() -> None:
 def test_every_hook_is_tested() -> None:
     from altx.registry import KINDS
 
-    # core/tests/test_registry.py runs test_every_hook_is_collected over KINDS.
-    assert sorted(kind.hook for kind in KINDS) == sorted(HOOKS)
+    # core/tests/test_registry.py runs test_every_hook_is_collected over KINDS, core/tests/test_kinds.py the other.
+    assert sorted(["altx_kinds", *(kind.hook for kind in KINDS)]) == sorted(HOOKS)
     assert '"kind", KINDS' in (ROOT / "core/tests/test_registry.py").read_text()
 
 
@@ -68,6 +68,35 @@ def test_the_readmes_commands_exist() -> None:
     assert set(re.findall(r"(?:`|^    |\$ )altx ([a-z]+)", text, re.MULTILINE)) <= {*COMMANDS, "train"}
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"^    make ([a-z]+)", text, re.MULTILINE)) <= targets
+
+
+def test_the_kind_that_a_package_adds_is_found_and_listed(tmp_path: Path) -> None:
+    page = (ROOT / "docs/hooks.md").read_text().partition("## Kinds of your own")[2]
+    files = dict(re.findall(r"`(altx_\w+/\w+\.py)`[^`]*:\n\n```python\n(.*?)```", page, re.DOTALL))
+    use = re.findall(r"```python\n(from altx import registry\n.*?)```", page, re.DOTALL)
+    assert len(files) == 4 and len(use) == 1
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    for name in ("suites", "sums"):
+        info = tmp_path / f"altx_{name}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: altx-{name}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[altx.plugins]\n{name} = altx_{name}.plugin\n")
+
+    def run(*args: str) -> str:
+        env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+        done = subprocess.run([sys.executable, *args], env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert run("-c", use[0] + "print(prompts['2+3='], suite)") == "5 suite 'sums' of altx-sums 1.0\n"
+    listed = run("-m", "altx_cli", "list", "--kind", "suite").splitlines()
+    assert [line.split(maxsplit=4) for line in listed[1:]] == [
+        ["suite", "sums", "altx-sums", "1.0", "Sums of two digits"]
+    ]
+    shown = run("-m", "altx_cli", "show", "sums")
+    assert shown.startswith("sums  suite of altx-sums 1.0\n") and "metric  accuracy" in shown
 
 
 VERIFY = """

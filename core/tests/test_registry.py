@@ -7,10 +7,8 @@ import sys
 
 import pytest
 
-from altx import hookspecs
 from altx.errors import AltxError, AmbiguousComponent, BrokenPlugin, UnknownComponent
 from altx.registry import KINDS, Plugin, Registry
-from altx.spec import MixerSpec
 
 GOOD = """
 from altx import MixerSpec, hookimpl
@@ -198,23 +196,6 @@ def test_an_import_string_to_nowhere_names_the_plugin() -> None:
     toy = Registry(entry_points=[metadata.EntryPoint("toy", "toy_plugin", "altx.plugins")])
     with pytest.raises(BrokenPlugin, match="'nowhere' of toy-plugin unknown: its config 'toy_plugin:Missing'"):
         toy.get("mixer", "nowhere").load("config")
-
-
-def test_another_package_can_add_a_kind(install) -> None:
-    from altx.registry import Kind
-
-    class Hooks:
-        @hookspecs.hookspec
-        def altx_suites(self) -> list[MixerSpec]:
-            """Offer suites."""
-            raise NotImplementedError
-
-    source = good("quick").replace("altx_token_mixers", "altx_suites")
-    install("altx-suite", "1.0", {"suite": "suite_module"}, suite_module=source)
-    registry = Registry()
-    registry.add_kind(Kind("suite", "altx_suites", MixerSpec), Hooks)
-    registry.load_all()
-    assert plugin(registry, "altx-suite").errors == []
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)

@@ -91,13 +91,13 @@ def _rows(model: Model, blueprint: Blueprint) -> list[dict[str, Any]]:
             }
         blocks[block].append(measured[key] | {"sublayer": sublayer})
     alike: list[tuple[list[dict[str, Any]], list[int]]] = []
-    for index, block in enumerate(blocks):
-        indices = next((indices for other, indices in alike if other == block), None)
-        if indices is None:
-            alike.append((block, [index]))
+    for index, rows in enumerate(blocks):
+        known = next((indices for other, indices in alike if other == rows), None)
+        if known is None:
+            alike.append((rows, [index]))
         else:
-            indices.append(index)
-    return [{"blocks": indices, **row} for block, indices in alike for row in block]
+            known.append(index)
+    return [{"blocks": indices, **row} for rows, indices in alike for row in rows]
 
 
 def _identity(branch: Branch) -> tuple[Any, ...]:

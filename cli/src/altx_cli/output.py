@@ -192,7 +192,7 @@ def writing() -> Iterator[None]:
         else:
             raise
         # What is still in the buffer would fail again when it is flushed for the last time.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(status) from None
 
 

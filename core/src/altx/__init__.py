@@ -5,11 +5,13 @@ and never torch. The contract lives in `altx.layer`, `altx.context`, `altx.state
 `altx.router`.
 """
 
-from altx.hookspecs import hookimpl
+from altx.hookspecs import hookimpl, hookspec
 from altx.spec import (
     API_VERSION,
     BuildContext,
+    ComponentSpec,
     FeedForwardSpec,
+    Kind,
     MemorySpec,
     MixerSpec,
     RouterSpec,
@@ -20,10 +22,13 @@ __version__ = "0.1.0"
 __all__ = [
     "API_VERSION",
     "BuildContext",
+    "ComponentSpec",
     "FeedForwardSpec",
+    "Kind",
     "MemorySpec",
     "MixerSpec",
     "RouterSpec",
     "__version__",
     "hookimpl",
+    "hookspec",
 ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -198,3 +199,24 @@ def _plugin(point: metadata.EntryPoint, distribution: str, version: str, problem
             remedy=f"its authors must name a module of their own; until then pip uninstall {distribution}",
         )
     return plugin
+
+
+def exists(name: str) -> bool:
+    """Whether a module can be found; the packages that it is in are not imported for that."""
+    path: Any = None
+    top, *rest = name.split(".")
+    full = ""
+    for step in (top, *rest):
+        full = f"{full}.{step}" if full else step
+        if module := sys.modules.get(full):
+            path = getattr(module, "__path__", ())
+            continue
+        try:
+            specs = (finder.find_spec(full, path) for finder in sys.meta_path)
+            found = next((spec for spec in specs if spec), None)
+        except Exception:
+            return False
+        if found is None:
+            return False
+        path = found.submodule_search_locations or ()
+    return True

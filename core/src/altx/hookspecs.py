@@ -9,7 +9,7 @@ import pluggy
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from altx.spec import FeedForwardSpec, MemorySpec, MixerSpec, RouterSpec
+    from altx.spec import FeedForwardSpec, Kind, MemorySpec, MixerSpec, RouterSpec
 
 hookspec = pluggy.HookspecMarker("altx")
 hookimpl = pluggy.HookimplMarker("altx")
@@ -62,5 +62,17 @@ def altx_routers() -> Iterable[RouterSpec]:
 
     Returns:
         One RouterSpec per router.
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def altx_kinds() -> Iterable[Kind]:
+    """Offer kinds of component beside altx's own, each with a hook that other plugins implement.
+
+    When: as for `altx_token_mixers`; it does not matter whether plugins that implement the new hooks come before.
+
+    Returns:
+        One altx.spec.Kind per kind.
     """
     raise NotImplementedError

@@ -11,20 +11,19 @@ import functools
 import importlib
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from itertools import islice
-from types import ModuleType
 from typing import Any
 
 import pluggy
 
 from altx import hookspecs
-from altx.discovery import ALLOW, BUILTIN, GROUP, Plugin, discover
+from altx.discovery import ALLOW, BUILTIN, GROUP, Plugin, discover, exists
 from altx.errors import AltxError, AmbiguousComponent, BrokenPlugin, UnknownComponent, describe, shown
-from altx.spec import API_VERSION, ComponentSpec, FeedForwardSpec, MemorySpec, MixerSpec, RouterSpec
+from altx.spec import API_VERSION, ComponentSpec, FeedForwardSpec, Kind, MemorySpec, MixerSpec, RouterSpec
 
 __all__ = ["GROUP", "KINDS", "Component", "Kind", "Plugin", "Registry", "default", "describe"]
 
@@ -33,15 +32,6 @@ HEAVY = ("torch", "numpy", "scipy", "pandas", "transformers", "triton", "jax", "
 """What a plugin's entry module has no business importing: each costs every command a good part of a second."""
 MAX_SPECS = 1000
 MAX_ERRORS = 10
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of component: the hook that offers it and the record that describes it."""
-
-    name: str
-    hook: str
-    spec: type[ComponentSpec]
 
 
 KINDS = (
@@ -119,11 +109,11 @@ class Component:
 
     def missing(self) -> str | None:
         """Which of its import strings leads nowhere, in words, as far as that shows without importing anything."""
-        for role in ("build", "config", "capabilities"):
+        for role in self.spec.roles:
             target = getattr(self.spec, role)
             module, _, attribute = target.partition(":")
             loaded = sys.modules.get(module)
-            if hasattr(loaded, attribute) if loaded else _exists(module):
+            if hasattr(loaded, attribute) if loaded else exists(module):
                 continue
             what = f"the module {module} has no {attribute}" if loaded else f"there is no module {module}"
             return f"{self.spec.kind} {self.name!r}: its {role} {target!r} leads nowhere: {what}"
@@ -138,27 +128,6 @@ def _renamed(error: AltxError, what: str) -> AltxError:
     new = type(error).__new__(type(error))
     AltxError.__init__(new, what, hint=error.hint)
     return new
-
-
-def _exists(name: str) -> bool:
-    """Whether a module can be found; the packages that it is in are not imported for that."""
-    path: Any = None
-    top, *rest = name.split(".")
-    full = ""
-    for step in (top, *rest):
-        full = f"{full}.{step}" if full else step
-        if module := sys.modules.get(full):
-            path = getattr(module, "__path__", ())
-            continue
-        try:
-            specs = (finder.find_spec(full, path) for finder in sys.meta_path)
-            found = next((spec for spec in specs if spec), None)
-        except Exception:
-            return False
-        if found is None:
-            return False
-        path = found.submodule_search_locations or ()
-    return True
 
 
 class Registry:
@@ -176,6 +145,7 @@ class Registry:
         self._manager.add_hookspecs(hookspecs)
         self._kinds = {kind.name: kind for kind in KINDS}
         self._components: list[Component] = []
+        self._asked: list[tuple[Plugin, object]] = []
         self.plugins = [_builtin(), *discover(entry_points, allow)]
         """Every installed plugin, loaded or not."""
 
@@ -183,11 +153,6 @@ class Registry:
     def kinds(self) -> tuple[str, ...]:
         """Names of the kinds of component."""
         return tuple(self._kinds)
-
-    def add_kind(self, kind: Kind, hookspecs: ModuleType | type) -> None:
-        """Add a kind of component with a hook of its own; before any plugin that implements it is loaded."""
-        self._kinds[kind.name] = kind
-        self._manager.add_hookspecs(hookspecs)
 
     def get(self, kind: str, name: str) -> Component:
         """One component by short or qualified name.
@@ -239,8 +204,12 @@ class Registry:
 
     def _kind(self, kind: str | None) -> str | None:
         """A kind as it is spelt here; configs write feed_forward for feed-forward."""
-        if kind is None or (known := kind.replace("_", "-")) in self._kinds:
-            return kind and known
+        if kind is None:
+            return None
+        if (known := kind.replace("_", "-")) not in self._kinds:
+            self.load_all()  # a plugin may add it
+        if known in self._kinds:
+            return known
         raise AltxError(f"there is no kind {kind!r}", hint=f"the kinds are {', '.join(self._kinds)}")
 
     def _matching(self, kind: str, short: str) -> list[Component]:
@@ -277,7 +246,6 @@ class Registry:
                 plugin.fail(f"its entry point {plugin.module!r} is that of {other}")
                 return
             self._manager.register(module, name=f"{plugin.distribution}:{plugin.name}")
-            self._refuse_unknown_hooks(module)
         except KeyboardInterrupt:
             raise
         except BaseException as error:
@@ -289,35 +257,67 @@ class Registry:
         plugin.status = "ok"
         if not self._manager.get_hookcallers(module):
             plugin.fail("it implements no hook; is @altx.hookimpl missing?")
+        self._add_kinds(plugin, module)
+        if self._unknown_hook(module):
+            self.load_all()  # a plugin that was not loaded yet may add the kind
+        if unknown := self._unknown_hook(module):
+            self._manager.unregister(module)
+            close = difflib.get_close_matches(unknown, [k.hook for k in self._kinds.values()], n=1, cutoff=0.8)
+            what = f"did you mean {close[0]!r}?" if close else "is a plugin missing that adds a kind?"
+            plugin.fail(f"unknown hook {unknown!r}; {what}")
+            return
         for kind in self._kinds.values():
-            caller: pluggy.HookCaller = getattr(self._manager.hook, kind.hook)
-            for implementation in caller.get_hookimpls():
-                if implementation.plugin is module:
-                    self._collect(plugin, kind, implementation.function)
+            self._collect(plugin, module, kind)
+        self._asked.append((plugin, module))
 
-    def _refuse_unknown_hooks(self, module: object) -> None:
-        """A misspelt hook would never be called; say so instead."""
+    def _unknown_hook(self, module: object) -> str:
+        """The name of a hook that the module implements and nobody calls, such as a misspelt one; else nothing."""
         for caller in self._manager.get_hookcallers(module) or []:
             optional = all(i.optionalhook for i in caller.get_hookimpls() if i.plugin is module)
             if caller.spec is None and not optional:
-                close = difflib.get_close_matches(caller.name, [kind.hook for kind in self._kinds.values()], n=1)
-                self._manager.unregister(module)
-                raise AttributeError(
-                    f"unknown hook {caller.name!r}" + (f"; did you mean {close[0]!r}?" if close else "")
-                )
+                return caller.name
+        return ""
 
-    def _collect(self, plugin: Plugin, kind: Kind, hook: Callable[..., Any]) -> None:
-        try:
-            specs = list(islice(hook(), MAX_SPECS + 1))
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:
-            _broken(plugin, f"{kind.hook}() raised {describe(error)}", error)
-            return
-        if len(specs) > MAX_SPECS:
-            plugin.fail(f"{kind.hook}() offers more than {MAX_SPECS} components")
-            return
-        for spec in specs:
+    def _add_kinds(self, plugin: Plugin, module: object) -> None:
+        """Know the kinds that a plugin adds, and what plugins that were loaded before it offer of them."""
+        for kind in self._ask(plugin, module, "altx_kinds"):
+            if not isinstance(kind, Kind):
+                plugin.fail(f"altx_kinds() returned {shown(kind)}, not a Kind")
+            elif reason := kind.problem():
+                plugin.fail(f"kind {shown(kind.name)}: {reason}")
+            elif kind.name in self._kinds or getattr(getattr(self._manager.hook, kind.hook, None), "spec", None):
+                plugin.fail(f"kind {kind.name!r}: there is one with that name or with the hook {kind.hook!r} already")
+            else:
+                # Not all that the module declares: pluggy would verify and keep hooks of kinds that were refused.
+                hooks = type("Hooks", (), {kind.hook: staticmethod(getattr(kind.hookspecs, kind.hook))})
+                with suppress(pluggy.PluginValidationError):  # an implementation with arguments fails when it is asked
+                    self._manager.add_hookspecs(hooks)
+                self._kinds[kind.name] = kind
+                for earlier, its_module in self._asked:
+                    self._collect(earlier, its_module, kind)
+
+    def _ask(self, plugin: Plugin, module: object, hook: str) -> list[Any]:
+        """What a plugin's implementation of a hook returns; nothing if it has none or that fails."""
+        caller: pluggy.HookCaller = getattr(self._manager.hook, hook)
+        found: list[Any] = []
+        for implementation in caller.get_hookimpls():
+            if implementation.plugin is not module:
+                continue
+            try:
+                offered: Any = implementation.function()
+                found += islice(offered, MAX_SPECS + 1)
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
+                _broken(plugin, f"{hook}() raised {describe(error)}", error)
+                return []
+        if len(found) > MAX_SPECS:
+            plugin.fail(f"{hook}() offers more than {MAX_SPECS} components")
+            return []
+        return found
+
+    def _collect(self, plugin: Plugin, module: object, kind: Kind) -> None:
+        for spec in self._ask(plugin, module, kind.hook):
             if len(plugin.errors) >= MAX_ERRORS:
                 plugin.fail("and more", status=plugin.status)
                 return

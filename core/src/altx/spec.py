@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable
 from dataclasses import MISSING, dataclass, field, fields
+from types import ModuleType
 from typing import Any, ClassVar
 
 from altx.errors import shown
@@ -87,9 +88,14 @@ class ComponentSpec:
         licence: licence of the implementation.
         install: the command that installs it, if it is not `pip install DISTRIBUTION`.
         api_version: version of the plugin contract it was written for.
+
+    Attributes:
+        kind: the kind that records of this class are of.
+        roles: the import strings that such a record must have; a kind of another package may do with fewer.
     """
 
     kind: ClassVar[str]
+    roles: ClassVar[tuple[str, ...]] = ("build", "config", "capabilities")
 
     name: str
     summary: str = ""
@@ -117,7 +123,7 @@ class ComponentSpec:
             return f"name {self.name!r} does not match {NAME.pattern}"
         if not self.summary.strip():
             return "summary is empty"
-        for role in ("build", "config", "capabilities"):
+        for role in self.roles:
             if not TARGET.fullmatch(getattr(self, role)):
                 return f"{role} must be an import string 'module:attribute', not {getattr(self, role)!r}"
         return None
@@ -185,3 +191,32 @@ class RouterSpec(ComponentSpec):
     """A router: decides which targets each token uses."""
 
     kind: ClassVar[str] = "router"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of component, altx's own or one that another package adds.
+
+    Args:
+        name: as in `altx list --kind NAME`; also the `kind` of its records.
+        hook: the hook by which plugins offer components of this kind. It takes no arguments.
+        spec: the record that describes one.
+        hookspecs: the module or class that declares the hook, marked with `altx.hookspec`; altx's own need none.
+    """
+
+    name: str
+    hook: str
+    spec: type[ComponentSpec]
+    hookspecs: ModuleType | type | None = None
+
+    def problem(self) -> str | None:
+        """Why another package cannot add this kind, in words, or None if it is sound."""
+        if not (isinstance(self.name, str) and NAME.fullmatch(self.name)):
+            return f"name {shown(self.name)} does not match {NAME.pattern}"
+        sound = isinstance(self.spec, type) and issubclass(self.spec, ComponentSpec)
+        if not sound or getattr(self.spec, "kind", None) != self.name:
+            return f"spec must be a subclass of altx.spec.ComponentSpec whose kind is {self.name!r}, not {self.spec!r}"
+        hook = getattr(self.hookspecs, self.hook, None) if isinstance(self.hook, str) else None
+        if not hasattr(hook, "altx_spec"):
+            return f"hookspecs declares no hook {shown(self.hook)} with @altx.hookspec"
+        return None

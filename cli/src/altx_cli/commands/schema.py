@@ -54,8 +54,8 @@ def describe(plugins: Registry) -> dict[str, Any]:
     found = Recipe.model_json_schema()
     definitions = found["$defs"]
     for kind in dict.fromkeys(KEYS.values()):
-        options = [_settings(component, definitions) for component in plugins.components(kind)]
-        definitions[f"{kind}-settings"] = {"oneOf": options} if options else {"not": {}}
+        options: list[Any] = [_settings(component, definitions) for component in plugins.components(kind)]
+        definitions[f"{kind}-settings"] = {"oneOf": options or [False]}
     for part in (found, *(definitions[name] for name in ("Sublayer", "Target"))):
         for key, field in part["properties"].items():
             if key in KEYS:

@@ -11,6 +11,7 @@ from altx_cli.options import Json, Kind, complete
 from altx_cli.output import emit, table
 
 if TYPE_CHECKING:
+    from altx.config import Config
     from altx.registry import Component
 
 
@@ -35,14 +36,14 @@ def describe(component: Component) -> dict[str, Any]:
     Raises:
         BrokenPlugin: if its config cannot be imported.
     """
+    from altx.registry import KINDS
     from altx.resolve import config_type
-    from altx.spec import MemorySpec
+    from altx.spec import ComponentSpec, MemorySpec
 
     spec = component.spec
-    config = config_type(component)
-    schema = config.model_json_schema()
-    capabilities, problem = _capabilities(component, config)
-    report = {
+    config = config_type(component) if spec.config else None
+    capabilities, problem = _capabilities(component, config) if spec.capabilities else (None, "")
+    report: dict[str, Any] = {
         "name": spec.name,
         "qualified": component.qualified,
         "kind": spec.kind,
@@ -53,15 +54,25 @@ def describe(component: Component) -> dict[str, Any]:
         "licence": spec.licence,
         "paper": spec.paper,
         "install": spec.install or f"pip install {component.plugin.distribution}",
-        "settings": [_setting(name, field, schema) for name, field in schema.get("properties", {}).items()],
+        "settings": _settings(config) if config else None,
         "capabilities": capabilities,
         "capabilities_problem": problem,
     }
-    for setting in report["settings"]:
-        setting["required"] = setting["name"] in schema.get("required", [])
     if isinstance(spec, MemorySpec):
         report |= {"attach": list(spec.attach), "default_attach": spec.default_attach, "attach_note": spec.attach_note}
+    elif spec.kind not in {kind.name for kind in KINDS}:
+        common = {field.name for field in fields(ComponentSpec)}
+        report["record"] = {f.name: getattr(spec, f.name) for f in fields(spec) if f.name not in common}
     return report
+
+
+def _settings(config: type[Config]) -> list[dict[str, Any]]:
+    schema = config.model_json_schema()
+    required = schema.get("required", [])
+    return [
+        _setting(name, field, schema) | {"required": name in required}
+        for name, field in schema.get("properties", {}).items()
+    ]
 
 
 def _capabilities(component: Component, config: Any) -> tuple[dict[str, Any] | None, str]:
@@ -120,13 +131,23 @@ def _text(report: dict[str, Any]) -> list[str]:
         modes = [f"{m} (default)" if m == report["default_attach"] else m for m in report["attach"]]
         lines += ["", f"attaches as {', '.join(modes)}"]
         lines += [report["attach_note"]] * bool(report["attach_note"])
+    if record := report.get("record"):
+        lines += ["", *table([[name, _plain(value)] for name, value in record.items()], fold=0)]
+    if report["settings"] is None:
+        return lines
     lines += ["", f"settings, as {report['name']}.KEY" if report["settings"] else "no settings"]
     rows = [[s["name"], _default(s), s["type"], s["description"]] for s in report["settings"]]
     lines += [f"  {line}" for line in table(rows, ("key", "default", "type", "meaning") if rows else (), fold=2)]
+    if report["capabilities"] is None and not report["capabilities_problem"]:
+        return lines
     lines += ["", "can do, with the default settings"]
     if report["capabilities"] is None:
         return [*lines, f"  not known: {report['capabilities_problem']}"]
     return lines + [f"  {line}" for line in table(_abilities(report["capabilities"]))]
+
+
+def _plain(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, (tuple, list, set, frozenset)) else str(value)
 
 
 def _default(setting: dict[str, Any]) -> str:
