@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -113,6 +113,31 @@ class State:
             return tensor if leaf.batch_dim is None else tensor.repeat_interleave(n, leaf.batch_dim)
 
         return self.map(copies)
+
+    @staticmethod
+    def cat(states: Sequence[State]) -> State:
+        """The rows of states of one structure, one after another. Leaves that all rows share are the first's.
+
+        Raises:
+            StateError: if their rows differ in shape, as grown caches do.
+        """
+
+        def join(tensors: Sequence[Tensor], leaf: Leaf, name: str) -> Tensor:
+            if leaf.batch_dim is None:
+                return tensors[0]
+            shapes = [(*t.shape[: leaf.batch_dim], *t.shape[leaf.batch_dim + 1 :]) for t in tensors]
+            if len(set(shapes)) > 1:
+                raise StateError(f"rows of leaf {name!r} differ in shape: {' and '.join(map(str, set(shapes)))}")
+            return torch.cat([*tensors], leaf.batch_dim)
+
+        first = states[0]
+        seen = [state.seen for state in states if state.seen is not None]
+        return State(
+            {name: join([state[name] for state in states], leaf, name) for name, leaf in first.spec.items()},
+            first.spec,
+            {name: State.cat([state.children[name] for state in states]) for name in first.children},
+            join(seen, COUNTER, "seen") if seen else None,
+        )
 
     def where(self, keep: Tensor, old: State) -> State:
         """This state in the rows where `keep` (B,) is true, the old one elsewhere. Shared leaves are this one's.
