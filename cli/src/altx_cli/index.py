@@ -9,9 +9,12 @@ from altx_cli.external import normal
 
 INDEX = {
     "altx-attention": "attention mla",
+    "altx-compressive": "compressive",
     "altx-graph": "gat gcn gin gps graph-transformer graphsage",
     "altx-hopfield": "hopfield",
-    "altx-lab": "train",
+    "altx-infini": "infini",
+    "altx-knn": "knn",
+    "altx-lab": "python-docs train",
     "altx-linear-attention": "deltanet gated-deltanet gla hgrn2 kda lightning linear-attention mlstm retnet",
     "altx-linformer": "linformer",
     "altx-mamba": "mamba mamba2 mamba3",

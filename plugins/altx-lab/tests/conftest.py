@@ -10,6 +10,7 @@ from typing import Literal
 import pytest
 import torch
 import yaml
+from altx_lab.hookspecs import TextSpec
 from pydantic import Field
 
 from altx import MixerSpec, hookimpl
@@ -80,6 +81,22 @@ def altx_token_mixers():
     return [MixerSpec("toy", summary="for tests", **names)]
 
 
+def words() -> bytes:
+    return b"the quick brown fox jumps over the lazy dog. " * 40
+
+
+empty = bytes
+numbers = list
+
+
+@hookimpl
+def altx_texts():
+    def text(name: str, build: str) -> TextSpec:
+        return TextSpec(name, summary="for tests", build=f"{ME}:{build}")
+
+    return [text("fox", "words"), text("empty", "empty"), text("broken", "missing"), text("no-bytes", "numbers")]
+
+
 @pytest.fixture(autouse=True)
 def one_thread():
     """Tiny products gain nothing from a second thread, and on a busy machine lose much."""
@@ -91,7 +108,7 @@ def one_thread():
 
 @pytest.fixture
 def toys() -> Registry:
-    return Registry([EntryPoint("toys", ME, "altx.plugins")])
+    return Registry([EntryPoint("toys", ME, "altx.plugins"), EntryPoint("lab", "altx_lab.plugin", "altx.plugins")])
 
 
 @pytest.fixture

@@ -146,6 +146,16 @@ def test_a_run_goes_on_only_with_its_own_text(tmp_path, write_model, prose):
         train(run, resume=True, steps=8)
 
 
+def test_a_run_on_a_plugins_text_goes_on_with_it(tmp_path, write_model, toys, monkeypatch):
+    run = tmp_path / "run"
+    session.start(write_model(), run, QUICK, text="fox", plugins=toys)
+    assert json.loads((run / "run.json").read_text())["text"]["component"] == "altx-lab-toys:fox"
+    session.resume(run, {"steps": 7}, plugins=toys)
+    monkeypatch.setattr(sys.modules["altx_lab_toys"], "words", lambda: b"another text " * 100)
+    with pytest.raises(AltxError, match="not the text this run was started with"):
+        session.resume(run, {"steps": 8}, plugins=toys)
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "trainer.safetensors", "trainer.json"])
 def test_a_truncated_checkpoint_is_refused_and_the_one_before_serves(tmp_path, write_model, prose, name):
     run = tmp_path / "run"

@@ -11,13 +11,16 @@ from altx_lab.baselines import baselines, order0
 from altx_lab.text import Text
 
 from altx.errors import AltxError
+from altx.registry import Registry
+
+ME = "altx_lab_toys"
 
 
 def test_the_standard_text_is_the_language_reference():
     standard = text.load(None)
     assert len(standard.data) > 300_000
     assert b"statement" in standard.data and standard.data.decode()
-    assert standard.sha256 == text.load(None).sha256
+    assert standard.sha256 == text.load(None).sha256 == text.load("python-docs").sha256
 
 
 def test_the_last_tenth_is_held_out_and_no_byte_is_in_both():
@@ -59,6 +62,42 @@ def test_a_text_that_cannot_be_read_says_why(tmp_path):
     (tmp_path / "empty").touch()
     with pytest.raises(AltxError, match="empty"):
         text.load(tmp_path / "empty")
+
+
+def test_a_text_of_a_plugin_has_its_name(toys):
+    found = text.load("fox", toys)
+    assert (found.data[:9], found.path, found.component) == (b"the quick", None, f"{ME.replace('_', '-')}:fox")
+    assert text.load(found.component, toys) == found
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("foxy", r"there is no file 'foxy', and no plugin offers a text of that name\ninstalled: .*fox.*python-docs"),
+        ("empty", r"its build returned b'', not the bytes of a text"),
+        ("no-bytes", r"its build returned \[\], not the bytes of a text"),
+        ("broken", r"text 'broken' of altx-lab-toys unknown: its build .* cannot be imported"),
+    ],
+)
+def test_a_text_that_a_plugin_does_not_offer_is_refused(toys, name, message):
+    with pytest.raises(AltxError, match=message):
+        text.load(name, toys)
+
+
+def test_a_name_that_is_a_file_too_is_neither(toys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fox").write_bytes(b"a file of the user")
+    with pytest.raises(AltxError, match=r"write \./fox for the file, altx-lab-toys:fox for the other"):
+        text.load("fox", toys)
+    assert text.load("./fox", toys).data == text.load(tmp_path / "fox", toys).data == b"a file of the user"
+    assert text.load("altx-lab-toys:fox", toys).data.startswith(b"the quick")
+
+
+def test_without_this_packages_own_plugin_a_file_is_still_read(tmp_path):
+    (tmp_path / "prose").write_bytes(b"x")
+    assert text.load(str(tmp_path / "prose"), Registry([])).data == b"x"
+    with pytest.raises(AltxError, match="no plugin offers a text of that name"):
+        text.load("fox", Registry([]))
 
 
 def test_order0_is_the_entropy_of_byte_frequencies():

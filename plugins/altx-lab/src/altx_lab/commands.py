@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+
+def complete_text(incomplete: str) -> list[str]:
+    """Names of the texts that plugins offer; a shell completes files by itself."""
+    from altx.registry import default
+
+    with suppress(Exception):
+        return [each.name for each in default().components("text") if each.name.startswith(incomplete)]
+    return []
 
 
 def train(
@@ -13,7 +23,13 @@ def train(
         Path, typer.Argument(metavar="MODEL", help="A model.yaml; with --resume, the run to go on with.")
     ],
     text: Annotated[
-        Path | None, typer.Option(help="File to train on.", show_default="Python's language reference")
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            autocompletion=complete_text,
+            help="A file, or a text that `altx list --kind text` names.",
+            show_default="python-docs",
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The run's directory.", show_default="runs/MODEL")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps in all.", show_default="2000")] = None,

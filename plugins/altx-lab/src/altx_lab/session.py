@@ -30,7 +30,7 @@ def start(
     out: Path,
     options: dict[str, Any],
     *,
-    text: Path | None = None,
+    text: str | Path | None = None,
     force: bool = False,
     plugins: registry.Registry | None = None,
 ) -> None:
@@ -40,7 +40,7 @@ def start(
         model_file: a model.yaml.
         out: the run's directory, which is made.
         options: values of `Settings`.
-        text: a file to train on; default: the standard text.
+        text: a text's name or a file; default: Python's language reference.
         force: replace a run that is in `out` already.
         plugins: the registry to use; default: everything installed.
 
@@ -49,7 +49,7 @@ def start(
     """
     settings = validate(Settings, options)
     device = pick_device(settings.device)
-    source = texts.load(text)
+    source = texts.load(text, plugins)
     source.require(settings.length)
     require_byte_model(recipe.load(recipe.read(model_file)))
     model = compose(model_file, seed=settings.seed, plugins=plugins).to(device)
@@ -58,7 +58,8 @@ def start(
         "settings": settings.model_dump(),
         "text": {
             "name": source.name,
-            "path": str(text.resolve()) if text else None,
+            "path": source.path,
+            "component": source.component,
             "sha256": source.sha256,
             "bytes": len(source.data),
             "held_out": f"the last {len(source.held_out)} bytes, from byte {source.split} on",
@@ -78,7 +79,7 @@ def resume(
     options: dict[str, Any],
     *,
     model_file: Path | None = None,
-    text: Path | None = None,
+    text: str | Path | None = None,
     plugins: registry.Registry | None = None,
 ) -> None:
     """Go on with a run from its newest checkpoint, with the settings it was started with.
@@ -105,7 +106,7 @@ def resume(
         if settings.steps < old.steps:
             raise AltxError(f"--steps: this run goes to step {old.steps}, and resuming can only raise that")
         device = pick_device(settings.device)
-        source = _same_text(run, text)
+        source = _same_text(run, text, plugins)
         newest, model, files = run.latest(plugins)
         if model_file and not _same_model(model_file, model, plugins or registry.default()):
             raise AltxError(f"{model_file}: not the model of {path}", hint=f"leave it out: {resume_command(path)}")
@@ -181,10 +182,11 @@ def _way_back(run: Run) -> str:
     return f"resume with: {resume_command(run.path)}"
 
 
-def _same_text(run: Run, path: Path | None) -> texts.Text:
+def _same_text(run: Run, given: str | Path | None, plugins: registry.Registry | None) -> texts.Text:
     """The run's text, and not another."""
     recorded = run.record["text"]
-    source = texts.load(path or (Path(recorded["path"]) if recorded["path"] else None))
+    own = Path(recorded["path"]) if recorded["path"] else recorded.get("component")
+    source = texts.load(given or own, plugins)
     if source.sha256 != recorded["sha256"]:
         raise AltxError(
             f"{source.name}: not the text this run was started with ({recorded['name']}, "
