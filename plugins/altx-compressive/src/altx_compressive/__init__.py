@@ -1,0 +1,1 @@
+"""The Compressive Transformer's memory for altx."""
