@@ -157,10 +157,14 @@ def checks() -> Iterator[str]:
 
 
 def commands() -> Iterator[str]:
-    """Every command with its arguments and options, `altx train` included."""
+    """Every command with its arguments and options, `altx train` included, and how commands end."""
     import typer
 
-    from altx_cli.main import COMMANDS, app
+    from altx_cli.external import GROUP
+    from altx_cli.main import COMMANDS, STATUSES, app
+
+    yield f"entry-point group {GROUP}"
+    yield from (f"exit status {status}" for status in re.findall(r"^  (\d+)", STATUSES, re.MULTILINE))
 
     def walk(command: Any, name: str) -> Iterator[str]:
         yield name

@@ -70,6 +70,17 @@ def test_the_readmes_commands_exist() -> None:
     assert set(re.findall(r"^    make ([a-z]+)", text, re.MULTILINE)) <= targets
 
 
+def test_the_page_on_the_command_line_agrees_with_it() -> None:
+    from altx_cli.commands.doctor import VARIABLES
+    from altx_cli.main import COMMANDS, STATUSES
+
+    page = (ROOT / "docs/cli.md").read_text()
+    assert set(re.findall(r"(?:^    |`|; )altx ([a-z]+)", page, re.MULTILINE)) - {"train"} == set(COMMANDS)
+    assert re.findall(r"^\| (\d+) ", page, re.MULTILINE) == re.findall(r"^  (\d+)", STATUSES, re.MULTILINE)
+    read = (ROOT / "tests/api.txt").read_text().partition("# Environment variables\n")[2].split("\n\n")[0].split()
+    assert sorted(re.findall(r"^\| `(ALTX_\w+)`", page, re.MULTILINE)) == sorted(VARIABLES) == read
+
+
 def test_the_kind_that_a_package_adds_is_found_and_listed(tmp_path: Path) -> None:
     page = (ROOT / "docs/hooks.md").read_text().partition("## Kinds of your own")[2]
     files = dict(re.findall(r"`(altx_\w+/\w+\.py)`[^`]*:\n\n```python\n(.*?)```", page, re.DOTALL))
