@@ -80,6 +80,13 @@ def test_what_others_offer_of_a_new_kind_is_found_whoever_is_loaded_first(both, 
     assert [c.name for c in registry.components("mixer") if c.name == "guest"] == ["guest"]
 
 
+def test_what_promises_nothing_cannot_be_checked(both) -> None:
+    from altx.testing import check_component
+
+    with pytest.raises(AltxError, match=r"suite 'quick' of altx-a-guest 1\.0 promises nothing"):
+        check_component("quick", plugins=both(True))
+
+
 def test_an_unknown_suite_gets_the_nearest_name(both) -> None:
     with pytest.raises(UnknownComponent, match="no plugin offers a suite 'quik'"):
         both(True).get("suite", "quik")

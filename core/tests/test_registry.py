@@ -216,7 +216,7 @@ def test_describing_components_never_imports_torch() -> None:
     code = (
         "import sys, altx.registry, altx.resolve, altx.recipe, altx.config\n"
         "registry = altx.registry.default()\n"
-        "for c in registry.components(): c.load('config'); c.load('capabilities')\n"
+        "for c in registry.components(): [c.load(role) for role in c.spec.roles if role != 'build']\n"
         "altx.resolve.resolve(altx.recipe.load({'blocks': [{'sublayers': [{'feed_forward': 'mlp'}]}]}), registry)\n"
         "assert 'torch' not in sys.modules, 'torch was imported'"
     )

@@ -15,6 +15,7 @@ from torch import nn
 
 from altx import registry
 from altx.adapters import Bidirectional
+from altx.block import Stack
 from altx.capabilities import Capabilities, MemoryCapabilities
 from altx.compose import attach, build_branch, build_part
 from altx.config import ComponentRef, ModelConfig, validate
@@ -58,6 +59,8 @@ def subjects(
     """
     plugins = plugins or registry.default()
     component = plugins.find(name, kind)
+    if "capabilities" not in component.spec.roles:
+        raise AltxError(f"{component} promises nothing that the contract has laws for")
     ref = ComponentRef.model_validate({**(config or {}), "name": component.qualified})
     part = _fitting(plugins, component.spec.kind, ref)
     dim = part[1]
@@ -151,9 +154,13 @@ def _segmented_subjects(
     def both_ways() -> Layer:
         return Bidirectional(MovingAverage(dim), MovingAverage(dim))
 
-    found = [Subject(label, lambda: looped(lambda: MovingAverage(dim)), dim)]
+    def blocks(layer: Callable[[], Layer]) -> Layer:
+        """As many as the memory was told of."""
+        return Stack([layer(), layer()])
+
+    found = [Subject(label, lambda: looped(lambda: blocks(lambda: MovingAverage(dim))), dim)]
     if capabilities.bidirectional:
-        found.append(Subject(f"{label}[encoder]", lambda: looped(both_ways), dim, causal=False))
+        found.append(Subject(f"{label}[encoder]", lambda: looped(lambda: blocks(both_ways)), dim, causal=False))
     return found
 
 
