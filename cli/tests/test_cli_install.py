@@ -105,6 +105,13 @@ def test_the_exit_status_is_pips(altx, pip, status, expected):
     assert altx("uninstall", "average", "--yes").exit_code == expected
 
 
+@pytest.mark.parametrize("args", [["show", "rwkv7"], ["compose", "--mixer", "rwkv7"], ["compose", "recipe.yaml"]])
+def test_what_is_not_installed_is_told_how_to_get(altx, pip, args):
+    Path("recipe.yaml").write_text("blocks: [{sublayers: [{mixer: rwkv7}]}]")
+    assert altx(*args).stderr.splitlines()[-1] == "  altx-rwkv offers it: altx install rwkv7"
+    assert "altx install" not in altx("show", "rwkv99").stderr
+
+
 def test_without_pip_it_says_how_to_get_it(altx, pip, monkeypatch, tmp_path):
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(module.sys, "prefix", str(tmp_path))

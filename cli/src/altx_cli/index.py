@@ -23,13 +23,16 @@ INDEX = {
     "altx-ntm": "dnc ntm",
     "altx-performer": "performer",
     "altx-product-key": "memory-layer product-key",
-    "altx-recurrent-memory": "recurrent-memory",
+    "altx-recurrent-memory": "associative-recurrent-memory recurrent-memory",
     "altx-reformer": "reformer reformer-local",
     "altx-rwkv": "rwkv4 rwkv4-channel rwkv5 rwkv5-channel rwkv6 rwkv6-channel rwkv7 rwkv7-channel",
     "altx-s4": "s4 s4d s5",
     "altx-titans": "titans ttt",
 }
 """Components and commands of each package, in alphabetical order."""
+
+KNOWN = {offered: package for package, offers in INDEX.items() for offered in offers.split()}
+"""The package of each."""
 
 
 def package_of(name: str) -> str:
@@ -41,8 +44,7 @@ def package_of(name: str) -> str:
     name = normal(name)
     if re.match("altx(-|$)", name):
         return name
-    known = {offered: package for package, offers in INDEX.items() for offered in offers.split()}
-    known |= {package.removeprefix("altx-"): package for package in INDEX}
+    known = {package.removeprefix("altx-"): package for package in INDEX} | KNOWN
     if name in known:
         return known[name]
     if close := difflib.get_close_matches(name, known, n=3, cutoff=0.75):

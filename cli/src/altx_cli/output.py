@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import re
 import shutil
 import sys
 import textwrap
@@ -165,6 +166,7 @@ def reporting(as_json: bool = False) -> Iterator[None]:
                 if os.environ.get(DEBUG):
                     traceback.print_exc()
                 what, hint = getattr(error, "what", str(error)), getattr(error, "hint", "")
+                hint = "\n".join(filter(None, [hint, _installable(what)]))
                 if as_json:
                     emit({"error": {"kind": type(error).__name__, "what": what, "hint": hint}})
                 else:
@@ -201,6 +203,17 @@ def message(what: str, hint: str = "") -> str:
     first, *more = what.splitlines() or [""]
     lines = [f"{paint('error:', 'red', sys.stderr)} {first}", *(f"       {line}" for line in more)]
     return "\n".join([*lines, *(f"  {line}" for line in hint.splitlines())])
+
+
+def _installable(what: str) -> str:
+    """How to install what nobody offers, if it is known who would."""
+    from altx_cli import external, index
+
+    missing = re.search(r"no plugin offers an? [\w-]+ '([a-z0-9-]+)'", what)
+    package = index.KNOWN.get(missing[1], "") if missing else ""
+    if not missing or not package or external.installed(package):
+        return ""
+    return f"{package} offers it: altx install {missing[1]}"
 
 
 def _mendable(error: Exception) -> bool:
