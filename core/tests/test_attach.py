@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 from toy_plugin import Pages, Relay
 
 from altx import recipe
 from altx.attach import ContextAttach, KVAttach, MemoryLayer
+from altx.block import Stack
 from altx.compose import compose
 from altx.context import Context, Cross
 from altx.errors import CompositionError, UnsupportedContext
+from altx.layer import FRESH
 from altx.memory import NOTHING, Attended, attended, split_heads
 from altx.registry import Registry
 from altx.resolve import resolve
 from altx.segment_loop import SegmentLoop
 from altx.spec import Heads
+from altx.state import Leaf, State
 from altx.testing import prove
 from altx.testing.case import difference
 from altx.testing.partners import Across, Ledger, MovingAverage, SelfAttention
@@ -203,6 +208,50 @@ def test_segments_pass_on_what_became_of_the_tokens_after_them() -> None:
         y = mixer(torch.cat([held, segment], 1)).y
         assert difference(found, y[:, 2:]) < 1e-12
         held = torch.tanh(y[:, :2])
+
+
+class Shift(Relay):
+    """With a part in every block: it adds what the last tokens after a segment became there, per block."""
+
+    def init_state(self, batch: int, **options: Any) -> State:
+        state = super().init_state(batch, **options)
+        blank = torch.zeros_like(state["held"][:, 0])
+        parts = {str(n): State({"shift": blank}, {"shift": Leaf()}) for n in range(2)}
+        return replace(state, children=parts)
+
+    def enter(self, layer: int, x: Tensor, state: State, ctx: Context = FRESH) -> Tensor:
+        return x + state.children[str(layer)]["shift"][:, None]
+
+    def leave(self, layer: int, u: Tensor, state: State, ctx: Context = FRESH) -> State:
+        part = state.children[str(layer)]
+        shift = u[:, -1] if ctx.mask is None else torch.where(ctx.mask[:, -1:], u[:, -1], part["shift"])
+        return replace(state, children={**state.children, str(layer): part.replace(shift=shift)})
+
+
+def test_a_memory_has_a_part_in_every_block() -> None:
+    """Against the plain loop, and streamed by rows whose segments end apart."""
+    blocks, memory = [MovingAverage(16).double(), MovingAverage(16).double()], Shift(16, 4).double()
+    loop, x = SegmentLoop(Stack(blocks), memory), torch.randn(2, 10, 16, dtype=torch.float64)
+    held, shifts, ys = memory.start.expand(2, -1, -1), [torch.zeros(2, 1, 16).double()] * 2, []
+    for segment in x.split(4, 1):
+        y = torch.cat([held, segment, held], 1)
+        for n, block in enumerate(blocks):
+            y = block(y + shifts[n]).y
+            shifts = [y[:, -1:] if i == n else shift for i, shift in enumerate(shifts)]
+        ys.append(y[:, 2:-2])
+        held = torch.tanh(y[:, -2:])
+    wanted = torch.cat(ys, 1)
+    assert difference(loop(x).y, wanted) < 1e-12
+    assert difference(loop(x).y, SegmentLoop(Stack(blocks), Relay(16, 4).double())(x).y) > 1e-3
+    mask = torch.ones(2, 13, dtype=torch.bool)
+    mask[0, :3] = mask[1, [2, 7, 12]] = False
+    spread = torch.randn(2, 13, 16, dtype=torch.float64).masked_scatter(mask[..., None], x)
+    state, found = loop.init_state(2, dtype=torch.float64), []
+    for start, stop in ((0, 6), (6, 7), (7, 13)):
+        out = loop(spread[:, start:stop], Context(mask=mask[:, start:stop]), state)
+        state = out.state
+        found.append(out.y)
+    assert difference(torch.cat(found, 1)[mask].reshape(wanted.shape), wanted) < 1e-12
 
 
 def test_each_row_has_segments_of_its_own(toy: Registry) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Unpack
 
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from altx.layer import FRESH, Layer, Output, StateOptions, scoped
 from altx.state import State
 
 NORMS = ("rms", "layer", "none")
+
+Around = Callable[[int, Tensor, Callable[[Tensor], Output]], Output]
 
 
 def make_norm(kind: str, dim: int, eps: float) -> nn.Module:
@@ -60,12 +63,21 @@ class Stack(Layer):
         return _stack_state(states)
 
     def forward(self, x: Tensor, ctx: Context = FRESH, state: State | None = None) -> Output:
+        return self.run(x, ctx, state)
+
+    def run(self, x: Tensor, ctx: Context, state: State | None, around: Around | None = None) -> Output:
+        """As `forward`, with something around every layer.
+
+        Args:
+            around: called for each layer in turn with its index, what it is given and what runs it.
+        """
         states: list[State | None] = []
         losses: dict[str, Tensor] = {}
         metrics: dict[str, Tensor] = {}
         exports: dict[str, Tensor] = {}
         for index, layer in enumerate(self.layers):
-            out = layer(x, ctx, state.child(str(index)) if state else None)
+            held = state.child(str(index)) if state else None
+            out = around(index, x, partial(layer, ctx=ctx, state=held)) if around else layer(x, ctx, held)
             x = out.y
             states.append(out.state)
             if out.losses or out.metrics:

@@ -165,6 +165,14 @@ class Memory(Component):
     def write(self, u: Tensor, state: State, ctx: Context = FRESH) -> tuple[State, Mapping[str, Tensor]]:
         """Write u (B, T, D): the advanced state, with `seen` counted on, and unscaled losses."""
 
+    def enter(self, layer: int, x: Tensor, state: State, ctx: Context = FRESH) -> Tensor:
+        """Attached as "tokens": what block `layer` is given in the place of x (B, T, D), other tokens included."""
+        return x
+
+    def leave(self, layer: int, u: Tensor, state: State, ctx: Context = FRESH) -> State:
+        """Attached as "tokens": told what block `layer` made of the tokens after a segment u (B, M', D), at its end."""
+        return state
+
     def offset(self, state: State) -> list[int]:
         """Tokens of each row's open chunk. A memory with chunks that honours resets counts them itself."""
         return [] if state.seen is None else (state.seen % self.capabilities.chunk).tolist()

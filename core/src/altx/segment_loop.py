@@ -4,14 +4,19 @@ The recurrence of Bulatov et al. 2022 (Recurrent Memory Transformer, arXiv:2207.
 
     [_, y_s, u_s] = stack([before(m_{s-1}); x_s; after(m_{s-1})]),    m_s = write(u_s)
 
-for the s-th segment x_s. Only the memory goes from one segment to the next.
+for the s-th segment x_s. Only the memory goes from one segment to the next. It may have a part in every block, too:
+what enters one is what the memory makes of it, and what leaves one where the tokens after a segment stand is written.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
+from altx.block import Stack
 from altx.capabilities import segmented
 from altx.context import Context
 from altx.errors import UnsupportedContext
@@ -121,14 +126,31 @@ class SegmentLoop(Layer):
             real = part.new_ones(part.shape[:2], dtype=torch.bool) if piece.mask is None else piece.mask
             mask = torch.cat([real if rows is None else _shown(rows, tokens) for tokens, rows in parts], 1)
         whole = torch.cat([tokens for tokens, _ in parts], 1)
-        out = self.inner(whole, piece.ctx.replace(mask=mask, reset=None), inner)
         start = before.shape[1] if begins else 0
         stop = start + part.shape[1]
+        here = piece.ctx.replace(mask=mask, reset=None)
+
+        def written(y: Tensor) -> tuple[Tensor, Context]:
+            """What became of the tokens that the memory is told of, and where a segment has ended."""
+            came = y[:, :start] if after is None else y[:, stop:]
+            return came, alone.replace(mask=None if all(piece.last) else _shown(piece.last, came))
+
+        def around(index: int, x: Tensor, layer: Callable[[Tensor], Output]) -> Output:
+            nonlocal memory
+            out = layer(self.memory.enter(index, x, memory, here))
+            if ends:
+                came, there = written(out.y)
+                memory = self.memory.leave(index, came, memory, there)
+            return out
+
+        if isinstance(self.inner, Stack):
+            out = self.inner.run(whole, here, inner, around)
+        else:
+            out = around(0, whole, partial(self.inner, ctx=here, state=inner))
         losses = scoped("inner", out.losses)
         if ends:
-            came = out.y[:, :start] if after is None else out.y[:, stop:]
-            there = None if all(piece.last) else _shown(piece.last, came)
-            memory, new_losses = self.memory.write(came, memory, alone.replace(mask=there))
+            came, there = written(out.y)
+            memory, new_losses = self.memory.write(came, memory, there)
             losses |= scoped("memory", new_losses)
         return Output(out.y[:, start:stop], out.state, metrics=scoped("inner", out.metrics)), memory, losses
 
