@@ -32,5 +32,22 @@ def altx_memories() -> Iterable[MemorySpec]:
             ),
             attach=("tokens",),
             default_attach="tokens",
-        )
+        ),
+        MemorySpec(
+            "associative-recurrent-memory",
+            summary="Memory tokens behind each segment write into a matrix of every block (ARMT)",
+            description=(
+                "x <- x + A phi(q) / z.phi(q) before a block; the tokens behind a segment write v to phi(k) after it,\n"
+                "by the delta rule: A <- A + beta phi(k) (v - A phi(k) / z.phi(k))^T\n"
+                "Each segment costs what the blocks cost for segment + tokens; sequential over segments.\n"
+                "State: 2 key_dim order dim numbers for each block, and the blocks' own within one segment.\n"
+                "Use it where recurrent-memory holds too little: for facts by the thousand in very long inputs."
+            ),
+            build="altx_recurrent_memory.associative:build",
+            config="altx_recurrent_memory.config:AssociativeConfig",
+            capabilities="altx_recurrent_memory.config:associative_capabilities",
+            paper="Rodkin, Kuratov, Bulatov, Burtsev 2024, Associative Recurrent Memory Transformer, arXiv:2407.04841",
+            attach=("tokens",),
+            default_attach="tokens",
+        ),
     ]
