@@ -81,8 +81,8 @@ class Infini(Memory):
 
     def read(self, q: Tensor, state: State, ctx: Context = FRESH) -> tuple[Read, State]:
         """Read what the finished segments hold (equation 3); the state stays. From a reset on, there is nothing."""
+        queries = self._features(self._split(q)[0].to(state["norm"].dtype))
         with no_autocast(q.device):
-            queries = self._features(self._split(q)[0].to(state["norm"].dtype))
             value, weight = _recalled(queries, state["memory"], state["norm"])
             value, weight = value.flatten(2, 3), weight.flatten(2, 3)
             there = weight > 0
@@ -111,11 +111,11 @@ class Infini(Memory):
         if any(piece.reset):
             held = [x.masked_fill(_rows(piece.reset, x), 0) for x in held]
         memory, norm, new_memory, new_norm = held
+        _, k, v = (x.to(norm.dtype) for x in self._split(u))
+        keys = self._features(k)
+        if piece.mask is not None:
+            keys = keys * piece.mask[..., None, None]
         with no_autocast(u.device):
-            _, k, v = (x.to(norm.dtype) for x in self._split(u))
-            keys = self._features(k)
-            if piece.mask is not None:
-                keys = keys * piece.mask[..., None, None]
             if self.delta:
                 v = v - _recalled(keys[:, :, :, None], memory, norm)[0][:, :, :, 0]
             new_memory = new_memory + torch.einsum("bngk,bngv->bgkv", keys, v)
