@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 
+from altx_cli import external
 from altx_cli.main import COMMANDS
 
 GOOD = '''
@@ -77,6 +81,32 @@ def test_a_broken_command_says_why_and_breaks_nothing_else(altx, install, source
         assert result.stderr.startswith("error: the command 'fall' of altx-broken 0.7 cannot be loaded: ")
         assert reason in result.stderr
         assert "pip install --force-reinstall altx-broken" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "entries, metadata, reason",
+    [
+        ("[altx.commands]\nfly = fly_module:run", None, "its metadata names it ''"),
+        ("[altx.commands\nfly = x:y\n\udcff", "Name: altx-fly\nVersion: 1", "its entry points cannot be read"),
+        ("[altx.commands]\nfly = x:y\n[other", "Name: altx-fly\nVersion: 1", "its entry points cannot be read"),
+        ("[altx.commands]\nf\x1b[31mly = x:y", "Name: altx-fly\nVersion: 1", "which is none"),
+        ("[altx.commands]\nfly = not a module", "Name: altx-fly\nVersion: 1", "is not 'module' or"),
+        ("[altx.commands]\nfly = fly_module:run", "Name: altx-fly\nVersion: 1", "GeneratorExit"),
+    ],
+)
+def test_a_damaged_package_breaks_no_command(altx, install, entries, metadata, reason):
+    install("altx-other", "altx.commands", "dance = fly_module:dance", "fly_module", "raise GeneratorExit")
+    info = Path(sys.path[0], "altx_fly-1.dist-info")
+    info.mkdir()
+    (info / "entry_points.txt").write_text(entries, errors="surrogateescape")
+    if metadata:
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\n{metadata}\n")
+    external.offers.cache_clear()
+    shown = altx("--help")
+    assert shown.exit_code == 0 and "compose Assemble" in " ".join(shown.stdout.split()) and "\x1b" not in shown.stdout
+    assert altx("--version").exit_code == 0
+    report = altx("doctor")
+    assert report.exit_code == 0 and reason in report.stdout and "\x1b" not in report.stdout
 
 
 def test_one_command_of_two_packages_is_an_error_that_names_both(altx, install):

@@ -154,7 +154,7 @@ def test_the_index_knows_what_the_plugins_of_this_repository_offer(monkeypatch):
         offered.setdefault(component.plugin.distribution, set()).add(component.name)
     for name, points in external.offers().items():
         for point in points:
-            offered.setdefault(external.normal(point.dist.name), set()).add(name)
+            offered.setdefault(point.distribution, set()).add(name)
     ours = re.findall(r"^-e plugins/(\S+)", (ROOT / "requirements-dev.txt").read_text(), re.MULTILINE)
     expected = {package: " ".join(sorted(offered[package])) for package in ours if package in offered}
     told = {package: index.INDEX.get(package) for package in expected}

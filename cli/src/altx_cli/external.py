@@ -7,31 +7,36 @@ that cannot be used stays in the list with the reason and breaks nothing else.
 from __future__ import annotations
 
 import functools
+import importlib
 import re
-from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from altx.discovery import Plugin
 
 GROUP = "altx.commands"
 
 
 @functools.cache
-def offers() -> dict[str, list[metadata.EntryPoint]]:
+def offers() -> dict[str, list[Plugin]]:
     """Entry points by the name of the command that they offer."""
-    found: dict[str, list[metadata.EntryPoint]] = {}
-    for point in sorted(metadata.entry_points(group=GROUP), key=lambda point: (point.name, owner(point))):
+    from altx.discovery import installed
+
+    found: dict[str, list[Plugin]] = {}
+    for point in sorted(installed(GROUP), key=lambda point: (point.name, point.distribution)):
         found.setdefault(point.name, []).append(point)
     return found
 
 
 def packages() -> dict[str, str]:
     """Versions of the packages that bring plugins or commands, by their metadata alone."""
-    from altx.registry import GROUP as PLUGINS
+    from altx.discovery import installed
 
-    points = [point for group in (PLUGINS, GROUP) for point in metadata.entry_points(group=group)]
-    return dict(sorted((normal(point.dist.name), point.dist.version) for point in points if point.dist))
+    points = [*installed(), *(point for points in offers().values() for point in points)]
+    return dict(sorted((point.distribution, point.version) for point in points))
 
 
-def installed(package: str) -> str:
+def version(package: str) -> str:
     """The version of a package that brings plugins or commands, or nothing if it is not installed."""
     from altx import __version__
 
@@ -43,12 +48,7 @@ def normal(package: str) -> str:
     return re.sub(r"[-_.]+", "-", package).lower()
 
 
-def owner(point: metadata.EntryPoint) -> str:
-    """Name and version of the package that an entry point came with."""
-    return f"{point.dist.name} {point.dist.version}" if point.dist else point.value
-
-
-def load(name: str, points: list[metadata.EntryPoint]) -> Any:
+def load(name: str, points: list[Plugin]) -> Any:
     """The command that packages offer under a name.
 
     Raises:
@@ -57,26 +57,35 @@ def load(name: str, points: list[metadata.EntryPoint]) -> Any:
     """
     from altx_cli.main import COMMANDS, make
 
-    if name not in COMMANDS and len(points) == 1:
-        try:
-            return make(name, points[0].load())
-        except (Exception, SystemExit) as error:
-            from altx.registry import describe
-
-            reason = f"cannot be loaded: {describe(error)}"
-            remedy = f"reinstall it: pip install --force-reinstall {_packages(points)}"
-    elif name in COMMANDS:
-        reason, remedy = "has the name of one of altx's own", f"it is ignored; pip uninstall {_packages(points)}"
+    packages = " or ".join(point.distribution for point in points)
+    if name in COMMANDS:
+        reason, remedy = "has the name of one of altx's own", f"it is ignored; pip uninstall {packages}"
+    elif len(points) > 1:
+        reason, remedy = "is offered twice", f"keep one: pip uninstall {packages}"
     else:
-        reason, remedy = "is offered twice", f"keep one: pip uninstall {_packages(points)}"
+        reason, remedy = "cannot be loaded: ", f"reinstall it: pip install --force-reinstall {packages}"
+        module, _, attributes = points[0].module.partition(":")
+        try:
+            if not points[0].errors:
+                found: Any = functools.reduce(
+                    getattr, filter(None, attributes.split(".")), importlib.import_module(module)
+                )
+                return make(name, found)
+            reason += points[0].errors[0]
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            from altx.errors import describe
+
+            reason += describe(error)
 
     from altx.errors import BrokenPlugin
 
-    owners = " and ".join(map(owner, points))
+    owners = " and ".join(map(str, points))
     raise BrokenPlugin(f"the command {name!r} of {owners} {reason}", hint=remedy)
 
 
-def problem(name: str, points: list[metadata.EntryPoint]) -> str:
+def problem(name: str, points: list[Plugin]) -> str:
     """Why a command cannot be used, or nothing."""
     from altx.errors import AltxError
 
@@ -87,7 +96,7 @@ def problem(name: str, points: list[metadata.EntryPoint]) -> str:
     return ""
 
 
-def command(name: str, points: list[metadata.EntryPoint]) -> Any:
+def command(name: str, points: list[Plugin]) -> Any:
     """The command, or one that stands in for it and says why it cannot be used."""
     from altx_cli.main import make
 
@@ -107,7 +116,3 @@ def command(name: str, points: list[metadata.EntryPoint]) -> Any:
         context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
         add_help_option=False,
     )
-
-
-def _packages(points: list[metadata.EntryPoint]) -> str:
-    return " or ".join(point.dist.name if point.dist else point.value for point in points)

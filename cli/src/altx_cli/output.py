@@ -211,7 +211,7 @@ def _installable(what: str) -> str:
 
     missing = re.search(r"no plugin offers an? [\w-]+ '([a-z0-9-]+)'", what)
     package = index.KNOWN.get(missing[1], "") if missing else ""
-    if not missing or not package or external.installed(package):
+    if not missing or not package or external.version(package):
         return ""
     return f"{package} offers it: altx install {missing[1]}"
 

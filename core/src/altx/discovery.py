@@ -83,7 +83,7 @@ def discover(
     if allow is None and (listed := os.environ.get(ALLOW)) is not None:
         allow = [name.strip() for name in listed.split(",") if name.strip()]
     if entry_points is None:
-        plugins = [plugin for copies in _copies().values() for plugin in _of_one(copies)]
+        plugins = installed()
     else:
         plugins = [_plugin(point, *_identity(point.dist, point)) for point in entry_points]
     plugins.sort(key=lambda plugin: (plugin.distribution, plugin.name))
@@ -100,6 +100,11 @@ def discover(
     return plugins
 
 
+def installed(group: str = GROUP) -> list[Plugin]:
+    """What the installed distributions offer as entry points of a group, with what is wrong with them."""
+    return [plugin for copies in _copies(group).values() for plugin in _of_one(copies)]
+
+
 @dataclass(frozen=True)
 class _Copy:
     """One distribution on the path, with its entry points or what is wrong with them."""
@@ -111,17 +116,17 @@ class _Copy:
     problem: str = ""
 
 
-def _copies() -> dict[str, list[_Copy]]:
-    """Distributions with plugins by name, each as often as it is on the path, in the order of the path."""
+def _copies(group: str) -> dict[str, list[_Copy]]:
+    """Distributions with entry points of a group by name, each as often as it is on the path, in the path's order."""
     copies: dict[str, list[_Copy]] = {}
     for found in metadata.distributions():
         points: list[metadata.EntryPoint] = []
         problem = ""
         try:
             # Most distributions have none; to parse what they do have would take most of the time.
-            if GROUP not in (found.read_text("entry_points.txt") or ""):
+            if group not in (found.read_text("entry_points.txt") or ""):
                 continue
-            points = [point for point in found.entry_points if point.group == GROUP]
+            points = [point for point in found.entry_points if point.group == group]
         except Exception as error:
             problem = f"its entry points cannot be read: {describe(error)}"
         if points or problem:

@@ -204,7 +204,7 @@ def _measure(module: str) -> dict[str, Any]:
 def _commands() -> list[dict[str, Any]]:
     """Commands that other packages add, and why one cannot be used."""
     return [
-        {"command": name, "from": list(map(external.owner, points)), "problem": external.problem(name, points)}
+        {"command": name, "from": list(map(str, points)), "problem": external.problem(name, points)}
         for name, points in external.offers().items()
     ]
 

@@ -43,7 +43,7 @@ def install(
         _check(version, VERSION)
     before = offered()
     package = external.normal(_owner(wanted, before) or package_of(wanted))
-    now = external.installed(package)
+    now = external.version(package)
     if now and not upgrade and version in ("", now):
         print(f"{package} {now} is installed already; for a newer one: altx install --upgrade {package}")
         print("\n".join(gained(package, before)))
@@ -76,7 +76,7 @@ def uninstall(
             f"{name!r} is a part of altx itself, which is not uninstalled from within",
             hint=f"pip does it: {shlex.join(_pip('uninstall', 'altx'))}",
         )
-    if not external.installed(package):
+    if not external.version(package):
         names = ", ".join(external.packages()) or "none"
         raise AltxError(f"no plugin {name!r} is installed", hint=f"installed: {names}")
     if not yes and not sys.stdin.isatty():
@@ -90,7 +90,7 @@ def offered() -> dict[str, Any]:
     code = (
         "import json\nfrom altx import registry\nfrom altx_cli import external\n"
         "from altx_cli.commands.list import describe\n"
-        "commands = [[name, point.dist.name] for name, found in external.offers().items() for point in found]\n"
+        "commands = [[name, point.distribution] for name, found in external.offers().items() for point in found]\n"
         "print('\\n' + json.dumps(describe(registry.default(), None) | {'commands': commands}))"
     )
     done = subprocess.run([sys.executable, "-P", "-c", code], stdout=subprocess.PIPE, text=True, check=False)
