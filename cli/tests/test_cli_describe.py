@@ -103,7 +103,8 @@ def test_show_of_an_unknown_name_suggests_one(altx):
 def test_doctor_reports_what_works_and_what_to_do_about_the_rest(altx, install, monkeypatch):
     install("altx-bad", "altx.plugins", "bad = bad_module", "bad_module", "import nowhere_to_be_found")
     install("altx-slow", "altx.plugins", "slow = slow_module", "slow_module", "import torch")
-    monkeypatch.setenv("ALTX_PLUGINS", "toy,bad,slow")
+    install("altx-idle", "altx.plugins", "idle = idle_module", "idle_module", "import time; time.sleep(0.06)")
+    monkeypatch.setenv("ALTX_PLUGINS", "toy,bad,slow,idle")
     monkeypatch.setenv("PYTHONPATH", sys.path[0])
     report = json.loads(altx("doctor", "--json").stdout)
     plugins = {plugin["plugin"]: plugin for plugin in report["plugins"]}
@@ -111,8 +112,11 @@ def test_doctor_reports_what_works_and_what_to_do_about_the_rest(altx, install, 
     assert plugins["altx-bad"]["status"] == "broken"
     assert "pip install --force-reinstall altx-bad" in plugins["altx-bad"]["remedy"]
     assert plugins["altx-slow"]["heavy"][0] == "torch" and plugins["altx-slow"]["import_ms"] > 100
+    told = altx("doctor").stdout.splitlines()
+    assert any(line.startswith("altx-slow 1.0") and "imports torch" in line for line in told)
+    assert any(line.startswith("altx-idle 1.0") and line.endswith("ms  slows every command down") for line in told)
     assert plugins["altx-toy"]["heavy"] == [] and plugins["altx-toy"]["import_ms"] < plugins["altx-slow"]["import_ms"]
-    assert report["environment"]["ALTX_PLUGINS"] == "toy,bad,slow"
+    assert report["environment"]["ALTX_PLUGINS"] == "toy,bad,slow,idle"
     assert report["torch"]["threads"] >= 1
     assert report["python"].startswith("3.")
 

@@ -24,7 +24,7 @@ FEATURES = (
     "asimd", "fphp", "sve", "sve2", "bf16",
 )  # fmt: skip
 PACKAGES = (
-    "numpy", "pluggy", "pydantic", "typer", "safetensors", "PyYAML", "rich", "triton", "mamba-ssm", "causal-conv1d",
+    "pip", "numpy", "pluggy", "pydantic", "typer", "safetensors", "PyYAML", "rich", "triton", "mamba-ssm", "causal-conv1d",
     "flash-attn", "flash-linear-attention", "fla-core", "torch-geometric", "transformers",
 )  # fmt: skip
 
@@ -40,6 +40,8 @@ finally:
     print("\\n" + json.dumps({"ms": 1000 * seconds, "heavy": heavy}))
 """
 """Imports a plugin's entry module in a process of its own, where nothing else has imported torch."""
+SLOW_MS = 50
+"""Milliseconds of import above which a plugin is told to be slow; one that imports nothing heavy takes one or two."""
 NOTHING: dict[str, Any] = {"ms": None, "heavy": []}
 """What is known of the import of a plugin that cannot be imported."""
 
@@ -209,6 +211,13 @@ def _commands() -> list[dict[str, Any]]:
     ]
 
 
+def _slow(plugin: dict[str, Any]) -> str:
+    """What is wrong with the time that a plugin takes to import: every command that names a component waits for it."""
+    if plugin["heavy"]:
+        return f"imports {', '.join(plugin['heavy'])}, which slows every command down"
+    return "slows every command down" if (plugin["import_ms"] or 0) > SLOW_MS else ""
+
+
 def _native_facts(native: dict[str, Any]) -> list[list[str]]:
     if native["problem"]:
         rows = [["native", f"not usable, kernels run in PyTorch: {native['problem']}"]]
@@ -256,7 +265,7 @@ def _text(report: dict[str, Any]) -> list[str]:
             f"{p['plugin']} {p['version']}",
             p["status"],
             "" if p["import_ms"] is None else f"{p['import_ms']:.0f} ms",
-            f"imports {', '.join(p['heavy'])}, which slows every command down" if p["heavy"] else "",
+            _slow(p),
         ]
         for p in report["plugins"]
     ]
