@@ -24,8 +24,8 @@ FEATURES = (
     "asimd", "fphp", "sve", "sve2", "bf16",
 )  # fmt: skip
 PACKAGES = (
-    "pip", "numpy", "pluggy", "pydantic", "typer", "safetensors", "PyYAML", "rich", "triton", "mamba-ssm", "causal-conv1d",
-    "flash-attn", "flash-linear-attention", "fla-core", "torch-geometric", "transformers",
+    "pip", "numpy", "pluggy", "pydantic", "typer", "safetensors", "PyYAML", "rich", "triton", "mamba-ssm",
+    "causal-conv1d", "flash-attn", "flash-linear-attention", "fla-core", "torch-geometric", "transformers",
 )  # fmt: skip
 
 MEASURE = """
