@@ -28,7 +28,8 @@ def gradients(case: Case) -> Finding | None:
         if not unreached:
             break
         layer.zero_grad()
-        half = max(8 * case.unit, 2 * case.chunk)
+        # A memory may answer with what it made of the chunk before, and that of what was written of the one before.
+        half = max(8 * case.unit, 3 * case.chunk)
         x = case.inputs(4, 2 * half, seed=seed)
         state = case.state(4, layer=layer) if case.streams else None
         pieces = [(x[:, :half], case.ctx), (x[:, half:], case.ctx)] if case.streams else [(x, case.ctx)]
