@@ -21,6 +21,7 @@ def describe() -> dict[str, Any]:
         "problem": probe.problem(),
         "compiler": found and {"command": found.name, "version": found.version.splitlines()[0]},
         "cache": _cache(),
+        **dict.fromkeys(("variant", "threads", "library")),
     }
     if state["problem"] is None:
         threads = torch.zeros(1, dtype=torch.int64)
