@@ -102,27 +102,33 @@ class KNN(Memory):
 
     def write(self, u: Tensor, state: State, ctx: Context = FRESH) -> tuple[State, Mapping[str, Tensor]]:
         self._fits(u, state)
+        state = self._owned(state, u, ctx)
         for piece in pieces(u, ctx, self.offset(state), self.config.segment):
             _, k, v = split_heads(piece.take(u).detach(), self.heads)
-            state = self._append(k, v, state, piece, ctx.donate_state)
+            state = self._append(k, v, state, piece)
         return state, {}
 
     def scan(self, x: Tensor, state: State, ctx: Context = FRESH) -> Scan:
-        """The loop of reads and writes, on one copy of the state with room for all."""
+        """The loop of reads and writes, on one copy of the state."""
         self._fits(x, state)
+        return super().scan(x, self._owned(state, x, ctx), ctx.replace(donate_state=True))
+
+    def _owned(self, state: State, x: Tensor, ctx: Context) -> State:
+        """The state with room for the tokens of x, to be written to: a copy, unless it is given up."""
         assert state.seen is not None
-        slots = self._slots(state.seen + ctx.lengths(x), state)
-        if not ctx.donate_state or slots > state["keys"].shape[1]:
-            state = state.replace(**{name: _copy(state[name], slots) for name in ("keys", "values", "document")})
-        return super().scan(x, state, ctx.replace(donate_state=True))
+        held = slots = state["keys"].shape[1]
+        if self.config.slots is None and len(x):
+            slots = max(held, int((state.seen + ctx.lengths(x)).max()))
+        if ctx.donate_state and slots == held:
+            return state
 
-    def _slots(self, seen: Tensor, state: State) -> int:
-        """Slots that so many tokens of each row take."""
-        held: int = state["keys"].shape[1]
-        return max(held, int(seen.max())) if self.config.slots is None and len(seen) else held
+        def copied(leaf: Tensor) -> Tensor:
+            return torch.cat([leaf, leaf.new_zeros(len(leaf), slots - held, *leaf.shape[2:])], 1)
 
-    def _append(self, k: Tensor, v: Tensor, state: State, piece: Piece, donated: bool) -> State:
-        """The state after a piece of segments."""
+        return state.replace(**{name: copied(state[name]) for name in ("keys", "values", "document")})
+
+    def _append(self, k: Tensor, v: Tensor, state: State, piece: Piece) -> State:
+        """The state after a piece of segments, whose keys and values are written into it."""
         assert state.seen is not None
         held = Held.of(state, self.config)
         new = k.new_ones(k.shape[:2], dtype=torch.bool) if piece.mask is None else piece.mask
@@ -130,17 +136,12 @@ class KNN(Memory):
         first = state.seen.where(reset, held.first)
         after = state.seen + new.sum(1)
         self._room(after - first)
-        written = {"keys": k, "values": v, "document": first[:, None].expand(k.shape[:2])}
-        slots = self._slots(after, state)
         rows, at = new.nonzero(as_tuple=True)
-        slot = (state.seen[:, None] + new.cumsum(1) - 1)[rows, at] % max(slots, 1)
-        leaves = {}
-        for name, value in written.items():
-            leaf = state[name] if donated and slots == held.slots else _copy(state[name], slots)
-            leaf[rows, slot] = value[rows, at].to(leaf.dtype)
-            leaves[name] = leaf
-        state = state.replace(seen=after, **leaves)
-        return state if self.blocks is None else self._seal(state, reset, (new.any(1)).tolist())
+        slot = (state.seen[:, None] + new.cumsum(1) - 1)[rows, at] % max(held.slots, 1)
+        for name, value in {"keys": k, "values": v, "document": first[:, None].expand(k.shape[:2])}.items():
+            state[name][rows, slot] = value[rows, at].to(state[name].dtype)
+        state = state.replace(seen=after)
+        return state if self.blocks is None else self._seal(state, reset, new.any(1).tolist())
 
     def _seal(self, state: State, reset: Tensor, wrote: Sequence[bool]) -> State:
         """The state, with the blocks that were just filled."""
@@ -301,11 +302,6 @@ class KNN(Memory):
                 f"altx-knn: the store is full: size is {self.config.size} tokens, and row {rows[0]} has more",
                 hint="raise size, let the oldest leave (full: oldest), or start a sequence anew (ctx.reset)",
             )
-
-
-def _copy(leaf: Tensor, slots: int) -> Tensor:
-    """A leaf (B, S, ...) of its own, with room for so many slots."""
-    return torch.cat([leaf, leaf.new_zeros(len(leaf), slots - leaf.shape[1], *leaf.shape[2:])], 1)
 
 
 def build(config: KNNConfig, ctx: BuildContext) -> KNN:
