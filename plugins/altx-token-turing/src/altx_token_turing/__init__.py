@@ -1,0 +1,1 @@
+"""The Token Turing Machine's memory for altx."""
