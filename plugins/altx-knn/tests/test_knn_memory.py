@@ -218,6 +218,17 @@ def test_forks_do_not_see_what_the_other_writes(settings: dict[str, Any]) -> Non
         assert difference(there.value, alone.read.attended.value[:, -3:]) < 1e-12
 
 
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_the_same_tokens_after_others_are_not_the_same(settings: dict[str, Any]) -> None:
+    """Two rows whose last blocks agree in every bit, and not those before."""
+    layer, x = memory(**settings), tokens(2, 33)
+    x[1, 8:] = x[0, 8:]
+    found = layer.scan(x, layer.init_state(2, dtype=torch.float64)).read.attended
+    assert found
+    for row in range(2):
+        assert difference(found.value[row], brute_force(x[row], layer.config)[0]) < 1e-12
+
+
 @pytest.mark.parametrize("settings", [s for s in SETTINGS if s.get("search") == "hnsw" or "path" in s], ids=str)
 def test_what_is_at_hand_can_be_lost(settings: dict[str, Any]) -> None:
     """Graphs are found anew from the state, or from disk, by a model that never saw them."""

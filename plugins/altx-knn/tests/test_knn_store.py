@@ -103,6 +103,8 @@ def test_a_reset_begins_anew_and_leaves_the_disk_as_it_is(tmp_path: Path) -> Non
     again = layer.scan(tokens(1, 24, 1), state, Context(reset=reset)).state
     assert torch.equal(found(layer, again), found(layer, after(layer, tokens(1, 24, 1))))
     assert found(layer, state).isfinite().all()
+    # It goes on from none of the blocks before it, which then can go.
+    assert len(files(tmp_path / "store")) == 6 and prune(str(tmp_path / "store"), again) == 3
 
 
 def test_pruning_keeps_what_states_go_on_from(tmp_path: Path) -> None:
