@@ -28,6 +28,7 @@ INDEX = {
     "altx-rwkv": "rwkv4 rwkv4-channel rwkv5 rwkv5-channel rwkv6 rwkv6-channel rwkv7 rwkv7-channel",
     "altx-s4": "s4 s4d s5",
     "altx-titans": "titans ttt",
+    "altx-token-turing": "token-turing",
 }
 """Components and commands of each package, in alphabetical order."""
 
