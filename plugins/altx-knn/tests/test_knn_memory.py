@@ -18,10 +18,12 @@ from altx.compose import build_branch, compose
 from altx.config import ModelConfig, validate
 from altx.context import Context
 from altx.errors import CompositionError, ConfigError, StateError
+from altx.generation import stream
 from altx.memory import NOTHING, Memory, split_heads
 from altx.resolve import resolve
 from altx.spec import Heads
 from altx.state import State
+from altx.testing import prove
 from altx.testing.case import Subject, agitate, difference, state_difference
 from altx.testing.runner import run
 
@@ -147,6 +149,18 @@ def test_with_attention_it_obeys_the_laws_of_a_layer(attention: dict[str, Any], 
     assert {"steps", "causality", "padding", "select", "save-restore"} <= {
         r.check for r in results if r.status == "passed"
     }
+
+
+@pytest.mark.parametrize("settings", [{"size": 12}, {"block": 8, "path": "store"}], ids=str)
+def test_a_model_with_memories_in_two_layers_is_proved_and_generates(settings: dict[str, Any]) -> None:
+    mixer, knn = {"name": "attention", "window": 4}, {"name": "knn", "segment": 4, "after": 4, "k": 3, **settings}
+    model = compose({"dim": 16, "mixer": [mixer], "memory": [knn], "layers": 2}, seed=0).double().eval()
+    assert [r for r in prove(model) if r.status == "failed"] == []
+    prompt = torch.randint(256, (2, 11), generator=torch.Generator().manual_seed(0))
+    drawn = torch.stack([*stream(model, prompt, max_new_tokens=20, temperature=0)], 1)
+    with torch.no_grad():
+        whole = model(torch.cat([prompt, drawn], 1)).y
+    assert torch.equal(whole[:, 10:-1].argmax(-1), drawn)
 
 
 def test_a_gate_mixes_what_attention_and_memory_say_by_a_learned_share() -> None:
@@ -310,6 +324,8 @@ def test_states_of_another_batch_or_model_are_refused() -> None:
     other = KNN(KNNConfig(), Heads(query=4, kv=1, key_dim=3, value_dim=6)).init_state(2)
     with pytest.raises(StateError, match="1 heads of keys, not 2; 6 numbers in a value, not 5"):
         layer.scan(tokens(2, 3), other)
+    with pytest.raises(StateError, match="the state has 12 slots, not 24"):
+        memory(size=20, k=2).scan(tokens(2, 3), memory(size=8, k=2).init_state(2))
 
 
 @pytest.mark.parametrize(

@@ -271,11 +271,12 @@ class KNN(Memory):
         return found._replace(share=share.where(found.weight > -1e29, 0))
 
     def _fits(self, x: Tensor, state: State) -> None:
-        """Refuse a state of another batch or other heads."""
-        found = len(state["keys"]), *state["keys"].shape[2:], state["values"].shape[-1]
-        wanted = len(x), self.heads.kv, self.heads.key_dim, self.heads.value_dim
+        """Refuse a state of another batch, other heads or another size."""
+        found = *state["keys"].shape, state["values"].shape[-1]
+        slots = self.config.slots or found[1]
+        wanted = len(x), slots, self.heads.kv, self.heads.key_dim, self.heads.value_dim
         if found != wanted:
-            names = ("rows", "heads of keys", "numbers in a key", "numbers in a value")
+            names = ("rows", "slots", "heads of keys", "numbers in a key", "numbers in a value")
             wrong = [f"{a} {n}, not {b}" for a, b, n in zip(found, wanted, names, strict=True) if a != b]
             raise StateError(
                 f"altx-knn: the state has {'; '.join(wrong)}", hint="use the state of this batch and model"
