@@ -13,7 +13,7 @@ from torch import Tensor
 from altx.capabilities import MemoryCapabilities
 from altx.context import Context
 from altx.layer import FRESH, Component
-from altx.segments import Piece, gathered, pieces
+from altx.segments import Piece, gathered, split
 from altx.spec import Heads
 from altx.state import State
 
@@ -182,7 +182,7 @@ class Memory(Component):
         chunk = self.capabilities.chunk
         cuts: Iterable[tuple[Piece | None, Tensor, Context]]
         if chunk > 1:
-            cuts = ((cut, cut.take(x), cut.ctx) for cut in pieces(x, ctx, self.offset(state), chunk))
+            cuts = ((cut, part, cut.ctx) for cut, part in split(x, ctx, self.offset(state), chunk))
         else:
             cuts = ((None, x[:, t : t + 1], ctx.slice(t, t + 1)) for t in range(x.shape[1]))
         for cut, piece, here in cuts:

@@ -22,7 +22,7 @@ from altx.context import Context
 from altx.errors import UnsupportedContext
 from altx.layer import FRESH, Layer, Output, advanced, scoped
 from altx.memory import Memory, added
-from altx.segments import Piece, gathered, pieces
+from altx.segments import Piece, gathered, split
 from altx.state import Leaf, State
 
 
@@ -79,8 +79,7 @@ class SegmentLoop(Layer):
         losses: dict[str, Tensor] = {}
         metrics: dict[str, Tensor] = {}
         offset = state["offset"].tolist() if state else [0] * len(x)
-        for piece in pieces(x, ctx, offset, self.size):
-            part = piece.take(x)
+        for piece, part in split(x, ctx, offset, self.size):
             if state and any(piece.first):
                 inner = _rows(piece.first, self._fresh(len(x), x.device, x.dtype), inner)
             memory = _rows(piece.reset, start, memory) or memory

@@ -95,6 +95,17 @@ def pieces(x: Tensor, ctx: Context, offset: Sequence[int], size: int) -> Iterato
         yield Piece(index, mask, first, last, fresh, list(offset), here)
 
 
+def split(x: Tensor, ctx: Context, offset: Sequence[int], size: int) -> Iterator[tuple[Piece, Tensor]]:
+    """The pieces of x (B, T, ...), each with its tokens; arguments as for `pieces`."""
+    cuts = [*pieces(x, ctx, offset, size)]
+    bounds = [cut.index for cut in cuts if isinstance(cut.index, tuple)]
+    if len(bounds) == len(cuts):
+        # Not slice by slice, each of whose gradients would be as long as x.
+        yield from zip(cuts, x.split([stop - start for start, stop in bounds], 1) if bounds else (), strict=True)
+    else:
+        yield from ((cut, cut.take(x)) for cut in cuts)
+
+
 def _alike(batch: int, length: int, ctx: Context, offset: int, size: int) -> Iterator[Piece]:
     """Pieces of rows that are cut alike."""
     start = 0
