@@ -11,7 +11,7 @@ from altx.context import Context
 from altx.layer import FRESH, advanced
 from altx.layout import append
 from altx.memory import NOTHING, Attended, Memory, Read, attended
-from altx.segments import Piece, pieces
+from altx.segments import Piece, split
 from altx.spec import BuildContext, Heads
 from altx.state import Leaf, State
 from altx_compressive.config import CompressiveConfig, capabilities
@@ -93,8 +93,8 @@ class Compressive(Memory):
         """Keep keys and values, and compress when a segment has ended."""
         seen = advanced(state.seen, u, ctx)
         loss = torch.zeros((), device=u.device, dtype=torch.promote_types(u.dtype, torch.float32))
-        for piece in pieces(u, ctx, self.offset(state), self.config.segment):
-            state, error = self._held(piece.take(u), state, piece)
+        for piece, part in split(u, ctx, self.offset(state), self.config.segment):
+            state, error = self._held(part, state, piece)
             loss = loss + error
         state = state.replace(seen=seen)
         if not self.config.learns:
@@ -107,9 +107,11 @@ class Compressive(Memory):
         if any(piece.reset):
             held = {name: x.masked_fill(_rows(piece.reset, x), 0) for name, x in held.items()}
         asked, kept = u.split([self.asking, u.shape[-1] - self.asking], -1)
-        held["open"] = append(held["open"], kept, held["offset"], piece.mask)
-        if self.config.learns:
-            held["queries"] = append(held["queries"], asked, held["offset"], piece.mask)
+        for name, new in (("open", kept), ("queries", asked)):
+            if name in held:
+                # A whole segment needs no place in what is held of one.
+                whole = piece.mask is None and new.shape[1] == self.config.segment
+                held[name] = new.to(held[name].dtype) if whole else append(held[name], new, held["offset"], piece.mask)
         held["offset"] = torch.tensor(piece.offset, device=u.device)
         error: Tensor | float = 0.0
         if any(piece.last):

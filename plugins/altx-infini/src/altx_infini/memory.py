@@ -6,12 +6,13 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from altx.context import Context
 from altx.errors import ConfigError
 from altx.layer import FRESH, advanced
 from altx.memory import NOTHING, Attended, Memory, Read, split_heads
-from altx.segments import Piece, pieces
+from altx.segments import Piece, split
 from altx.spec import BuildContext, Heads
 from altx.state import Leaf, State
 from altx_infini.config import InfiniConfig, capabilities
@@ -101,8 +102,8 @@ class Infini(Memory):
     def write(self, u: Tensor, state: State, ctx: Context = FRESH) -> tuple[State, Mapping[str, Tensor]]:
         """Add each segment's keys and values when its last token has come (equations 4 and 5)."""
         seen = advanced(state.seen, u, ctx)
-        for piece in pieces(u, ctx, self.offset(state), self.capabilities.chunk):
-            state = self._held(piece.take(u), state, piece)
+        for piece, part in split(u, ctx, self.offset(state), self.capabilities.chunk):
+            state = self._held(part, state, piece)
         return state.replace(seen=seen), {}
 
     def _held(self, u: Tensor, state: State, piece: Piece) -> State:
@@ -140,7 +141,7 @@ class Infini(Memory):
     @staticmethod
     def _features(x: Tensor) -> Tensor:
         """elu(x) + 1, whose small values are not the difference of two that are nearly 1."""
-        return torch.where(x > 0, x + 1, x.clamp(max=0).exp())
+        return F.relu(x) + x.clamp(max=0).exp()
 
 
 def _recalled(queries: Tensor, memory: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:

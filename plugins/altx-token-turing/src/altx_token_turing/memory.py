@@ -12,7 +12,7 @@ from altx.errors import UnsupportedContext
 from altx.layer import FRESH, advanced
 from altx.layout import append
 from altx.memory import Memory, Read
-from altx.segments import Piece, pieces
+from altx.segments import Piece, split
 from altx.spec import BuildContext
 from altx.state import Leaf, State
 from altx_token_turing.config import TokenTuringConfig, capabilities
@@ -111,8 +111,8 @@ class TokenTuring(Memory):
     def write(self, u: Tensor, state: State, ctx: Context = FRESH) -> tuple[State, Mapping[str, Tensor]]:
         """Take a step when the last token of a frame has come."""
         seen = advanced(state.seen, u, ctx)
-        for piece in pieces(u, ctx, self.offset(state), self.config.frame):
-            state = self._held(piece.take(u), state, piece)
+        for piece, part in split(u, ctx, self.offset(state), self.config.frame):
+            state = self._held(part, state, piece)
         return state.replace(seen=seen), {}
 
     def _held(self, u: Tensor, state: State, piece: Piece) -> State:
