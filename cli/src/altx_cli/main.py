@@ -24,6 +24,7 @@ COMMANDS = {
     "kernels": "altx_cli.commands.kernels:kernels",
     "doctor": "altx_cli.commands.doctor:doctor",
     "schema": "altx_cli.commands.schema:schema",
+    "new": "altx_cli.commands.new:new",
     "install": "altx_cli.commands.install:install",
     "uninstall": "altx_cli.commands.install:uninstall",
 }
