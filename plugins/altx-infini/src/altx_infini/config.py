@@ -11,9 +11,9 @@ from altx.config import Config
 
 
 class InfiniConfig(Config):
-    """Config of `infini`. Segments and updates are the paper's."""
+    """Config of `infini`. The paper trains with segments of 2048."""
 
-    segment: int = Field(2048, gt=0, le=1 << 30, description="tokens after which what they wrote can be read")
+    segment: int = Field(512, gt=0, le=1 << 30, description="tokens after which what they wrote can be read")
     update: Literal["linear", "delta"] = Field(
         "linear", description="what is written for a key: its value, or the value less what the memory gives for it"
     )
