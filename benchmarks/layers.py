@@ -2,7 +2,8 @@
 
     python benchmarks/layers.py [NAME ...] [--dim 768] [--length 1024] [--rounds 7] [--json out.json]
 
-The floor is the time of the layer's own matrix products alone: plain `x @ W` for every weight matrix of the layer. The
+The floor is the time of the layer's own matrix products alone: plain `x @ W` for every weight matrix of the layer; of
+routers, the experts' products with the tokens that each gets, or the targets with theirs. The
 peers are in `peers/`, one file per plugin, with our weights and inputs; those that are not installed are left out.
 Medians over interleaved rounds, so that a drift of the machine's speed meets all alike. A peer that takes over SLOW
 seconds is timed once.
@@ -96,7 +97,7 @@ def all_cases(dim: int, length: int) -> list[Case]:
 def measured(case: Case, dim: int, length: int, rounds: int) -> dict[str, Any]:
     """Milliseconds of one layer and its peers, and what follows from them."""
     x = torch.randn(1, length, dim, requires_grad=True)
-    calls = {OURS: lambda: case.ours(x), FLOOR: products(case.modules, 1, length)}
+    calls = {OURS: lambda: case.ours(x), FLOOR: case.floor or products(case.modules, 1, length)}
     calls |= {name: lambda peer=peer: peer(x) for name, peer in case.peers.items()}  # type: ignore[misc]
     report: dict[str, Any] = {}
     for mode, wrap in (("forward", forward), ("forward+backward", training)):

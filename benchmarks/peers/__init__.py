@@ -23,8 +23,9 @@ class Case:
         name: what is measured, e.g. "gated-deltanet".
         ours: x (B, T, D) -> y (B, T, D).
         peers: the same function by other libraries.
-        modules: what holds our weights; the products of their matrices are the floor.
+        modules: what holds our weights; the products of their matrices are the floor, unless there is another.
         exact: whether the peers compute the same numbers; where not, the docstring of the file says why.
+        floor: what must be done at the least, where that is not the modules' products for every token.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Case:
     modules: nn.Module
     peers: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
     exact: bool = True
+    floor: Callable[[], Tensor] | None = None
 
 
 def layer(name: str, dim: int, kind: str = "mixer", **config: Any) -> Any:

@@ -1,5 +1,5 @@
 """altx-moe's layer of 8 SwiGLU experts, top-2, beside transformers' Mixtral block and a loop over its experts, with the
-same weights."""
+same weights; and top-2 of 4 NTM memories beside the memories with their tokens."""
 
 from __future__ import annotations
 
@@ -14,17 +14,47 @@ from altx import BuildContext, registry
 from altx.compose import build_branch
 from altx.config import ModelConfig, validate
 from altx.resolve import resolve
+from altx.router import Targets
 from peers import Case
 
-EXPERTS, CHOSEN = 8, 2
+EXPERTS, CHOSEN, MEMORIES = 8, 2, 4
 
 
 def cases(dim: int, length: int) -> list[Case]:
-    targets = [{"feed_forward": "swiglu", "repeat": EXPERTS}]
-    sublayer = {"router": {"name": "topk", "k": CHOSEN}, "targets": targets}
+    ours = routed(dim, {"feed_forward": "swiglu", "repeat": EXPERTS})
+    tokens = torch.randn(1, length, dim)
+    peers = {"loop": Loop(ours), **mixtral(ours, dim)}
+    moe = Case("moe", lambda x: ours(x).y, ours, peers, floor=experts_products(ours, tokens))
+    memories = routed(dim, {"memory": "ntm", "repeat": MEMORIES})
+    return [moe, Case("memories", lambda x: memories(x).y, memories, floor=work_alone(memories, tokens))]
+
+
+def routed(dim: int, target: dict[str, Any]) -> Any:
+    """A layer of top-2 among equal targets."""
+    sublayer = {"router": {"name": "topk", "k": CHOSEN}, "targets": [target]}
     blueprint = resolve(validate(ModelConfig, {"dim": dim, "blocks": [{"sublayers": [sublayer]}]}), registry.default())
-    ours: Any = build_branch(blueprint.blocks[0][0], BuildContext(dim=dim))
-    return [Case("moe", lambda x: ours(x).y, used(ours), {"loop": Loop(ours), **mixtral(ours, dim)})]
+    return build_branch(blueprint.blocks[0][0], BuildContext(dim=dim))
+
+
+def loads(ours: Any, tokens: Tensor) -> list[int]:
+    """How many of the tokens each target gets."""
+    with torch.no_grad():
+        return ours.router.route(tokens, Targets(ours.n, ours.kind)).metrics["load"].int().tolist()
+
+
+def experts_products(ours: Any, tokens: Tensor) -> Callable[[], Tensor]:
+    """The products of every expert with as many tokens as it gets."""
+    stacked = [ours.targets.gate, ours.targets.up, ours.targets.down]
+    weights = [nn.Parameter(each[i].detach().clone()) for each in stacked for i in range(EXPERTS)]
+    rows = loads(ours, tokens) * len(stacked)
+    inputs = [torch.randn(n, w.shape[0], requires_grad=True) for n, w in zip(rows, weights, strict=True)]
+    return lambda: torch.stack([(x @ w).sum() for x, w in zip(inputs, weights, strict=True)]).sum()
+
+
+def work_alone(ours: Any, tokens: Tensor) -> Callable[[], Tensor]:
+    """Every target with as many tokens as it gets."""
+    inputs = [torch.randn(1, n, tokens.shape[-1], requires_grad=True) for n in loads(ours, tokens)]
+    return lambda: torch.stack([layer(x).y.sum() for layer, x in zip(ours.layers, inputs, strict=True)]).sum()
 
 
 class Loop(nn.Module):
@@ -44,13 +74,6 @@ class Loop(nn.Module):
             hidden = F.silu(rows[token] @ bank.gate[i]) * (rows[token] @ bank.up[i])
             y = y.index_add(0, token, (hidden @ bank.down[i]) * scores[token, place, None])
         return y.view_as(x)
-
-
-def used(ours: Any) -> nn.ModuleList:
-    """The matrices that a token meets, for the floor: as many products as there are, gradients of fewer weights."""
-    bank = ours.targets
-    shapes = [w.shape[1:] for w in (bank.gate, bank.up, bank.down)] * CHOSEN
-    return nn.ModuleList(nn.Linear(a, b, bias=False) for a, b in shapes)
 
 
 def mixtral(ours: Any, dim: int) -> dict[str, Callable[[Tensor], Tensor]]:

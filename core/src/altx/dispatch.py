@@ -61,13 +61,13 @@ class Rows:
     Args:
         token: (C,) int64 b*T + t, in order.
         place: (C,) int64 b*L + l; None if it is 0, 1, 2, ...: no row has padding.
-        source: (B*L,) int64 which of the C tokens stands there; padding repeats one.
+        source: (B*L,) int64 b*T + t of what stands there, padding repeats a token; empty if there is none.
         mask: (B, L) bool, False for padding; None if there is none.
     """
 
     token: Tensor
     place: Tensor | None
-    source: Tensor | None
+    source: Tensor
     mask: Tensor | None
     shape: tuple[int, int]
 
@@ -76,20 +76,22 @@ class Rows:
         """From the number of tokens of each row, on the device (B,) and here. length: T."""
         shape = (len(host), max([*host, 1]))  # No layer is asked to do nothing.
         if min(host) == shape[1]:
-            return cls(token, None, None, None, shape)
+            return cls(token, None, token, None, shape)
         step = torch.arange(shape[1], device=token.device)
         start = counts.cumsum(0) - counts
         row = token // length
         place = row * shape[1] + torch.arange(len(token), device=token.device) - start[row]
-        source = (start[:, None] + step).clamp(max=max(len(token) - 1, 0)).flatten()
+        source = token[(start[:, None] + step).clamp(max=len(token) - 1).flatten()] if len(token) else token
         return cls(token, place, source, step < counts[:, None], shape)
 
     def lay(self, values: Tensor) -> Tensor:
-        """(C, ...) as (B, L, ...)."""
-        if not len(values):
-            return values.new_zeros(*self.shape, *values.shape[1:])
-        spread = values if self.source is None else values.index_select(0, self.source)
-        return spread.view(*self.shape, *values.shape[1:])
+        """Values (B*T, ...) as (B, L, ...)."""
+        return self.shaped(values.index_select(0, self.source))
+
+    def shaped(self, values: Tensor) -> Tensor:
+        """Values at `source` as (B, L, ...); 0 if there are none."""
+        shape = (*self.shape, *values.shape[1:])
+        return values.view(shape) if len(self.source) else values.new_zeros(shape)
 
     def pick(self, values: Tensor) -> Tensor:
         """(B, L, ...) as (C, ...)."""
@@ -100,14 +102,21 @@ class Rows:
         """The context of (B, T) for (B, L)."""
 
         def move(value: Tensor | None) -> Tensor | None:
-            return None if value is None else self.lay(value.flatten(0, 1).index_select(0, self.token))
+            return None if value is None else self.lay(value.flatten(0, 1))
 
         return ctx.replace(
             mask=self.mask,
             positions=move(ctx.positions),
             reset=move(ctx.reset),
-            shared={name: self.lay(value.flatten(0, 1)[self.token]) for name, value in ctx.shared.items()},
+            shared={name: self.lay(value.flatten(0, 1)) for name, value in ctx.shared.items()},
         )
+
+
+def lay(values: Tensor, rows: list[Rows]) -> list[Tensor]:
+    """Values (B*T, ...) of every target's tokens side by side, (B, L, ...) each, in one gather."""
+    sources = [each.source for each in rows]
+    parts = values.index_select(0, torch.cat(sources)).split([len(source) for source in sources])
+    return [each.shaped(part) for each, part in zip(rows, parts, strict=True)]
 
 
 def plan(token: Tensor, target: Tensor, weight: Tensor, num_targets: int) -> Plan:

@@ -6,9 +6,6 @@ gradients that are written in place, and void rows that are 0.
 
 from __future__ import annotations
 
-import math
-import mmap
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -16,9 +13,6 @@ from torch.utils.flop_counter import register_flop_formula
 
 ALIGNED = 16
 """Bytes of which torch's grouped product wants rows to be a multiple."""
-
-LARGE = 32 << 20
-"""Bytes from which the C library asks the system for memory at every allocation."""
 
 
 def grouped_mm(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
@@ -70,20 +64,6 @@ def _cast(x: Tensor) -> Tensor:
     return x.to(torch.get_autocast_dtype(kind))
 
 
-def _empty(like: Tensor, *shape: int) -> Tensor:
-    """Memory for a result.
-
-    Memory that comes from the system costs a fault for each of its pages, which for gradients of experts adds up to a
-    third of the products that make them: large results on a CPU ask for large pages, where the system has them.
-    """
-    size = math.prod(shape) * like.itemsize
-    if not (like.device.type == "cpu" and size >= LARGE and hasattr(mmap, "MADV_HUGEPAGE")):
-        return like.new_empty(shape)
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=like.dtype).view(shape)
-
-
 def _fast(x: Tensor, *widths: int) -> bool:
     """Whether torch's own grouped product runs, and so without asking the GPU where the groups end."""
     return (
@@ -115,7 +95,7 @@ def _outer(x: Tensor, y: Tensor, offsets: Tensor) -> Tensor:
     n = len(offsets) - 1
     if _fast(x, x.shape[1], y.shape[1]):
         return F.grouped_mm(x.contiguous().T, y.contiguous(), offs=offsets[1:].int())
-    out, bounds = _empty(x, n, x.shape[1], y.shape[1]), offsets.tolist()
+    out, bounds = x.new_empty(n, x.shape[1], y.shape[1]), offsets.tolist()
     for i in range(n):
         torch.mm(x[bounds[i] : bounds[i + 1]].T, y[bounds[i] : bounds[i + 1]], out=out[i])
     return out
@@ -141,7 +121,7 @@ def _swiglu_gradients(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, gate, up and down."""
     dx, bounds = torch.empty_like(x), offsets.tolist()
-    dgate, dup, ddown = (_empty(weight, *weight.shape) for weight in (gate, up, down))
+    dgate, dup, ddown = (x.new_empty(weight.shape) for weight in (gate, up, down))
     for i in range(len(gate)):
         own = slice(bounds[i], bounds[i + 1])
         active = F.silu(g[own])
@@ -232,14 +212,15 @@ def _save_swiglu(ctx, inputs, output):  # type: ignore[no-untyped-def]
 
 
 def _swiglu_backward(ctx, dy, *_):  # type: ignore[no-untyped-def]
-    *inputs, offsets, g, u = ctx.saved_tensors
+    x, gate, up, down, offsets, g, u = ctx.saved_tensors
     if dy is None:
         return (None,) * 5
     if not torch.is_grad_enabled():
-        return *_swiglu_gradients(dy, *inputs, offsets, g, u), None
+        return *_swiglu_gradients(dy, x, gate, up, down, offsets, g, u), None
     # Gradients of which there are gradients.
-    wanted = [x for x, needed in zip(inputs, ctx.needs_input_grad, strict=False) if needed]
-    found = iter(torch.autograd.grad(_composed(*inputs, offsets), wanted, dy, create_graph=True))
+    y = _composed(x, gate, up, down, offsets)
+    wanted = [each for each, needed in zip((x, gate, up, down), ctx.needs_input_grad, strict=False) if needed]
+    found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
     return *(next(found) if needed else None for needed in ctx.needs_input_grad[:4]), None
 
 

@@ -122,12 +122,13 @@ class Routed(Layer):
         # In order of target, row and time.
         target, token = chosen.flatten(1).nonzero(as_tuple=True)
         tokens, weights = token.split(sizes), route.dense(batch, length).flatten(1)[target, token].split(sizes)
+        rows = [dispatch.Rows.of(tokens[i], counts[i], host[i], length) for i in range(self.n)]
         flat, outs = x.flatten(0, 1), []
+        laid = dispatch.lay(flat, rows)
         total: Tensor | None = None
         for index, layer in enumerate(self.layers):
-            rows = dispatch.Rows.of(tokens[index], counts[index], host[index], length)
-            out = layer(rows.lay(flat.index_select(0, tokens[index])), rows.context(contexts[index]), states[index])
-            y = rows.pick(out.y) * weights[index][:, None].to(out.y.dtype)
+            out = layer(laid[index], rows[index].context(contexts[index]), states[index])
+            y = rows[index].pick(out.y) * weights[index][:, None].to(out.y.dtype)
             total = y.new_zeros(len(flat), y.shape[1]) if total is None else total
             total.index_add_(0, tokens[index], y)
             outs.append(out)
