@@ -21,6 +21,7 @@ COMMANDS = {
     "list": "altx_cli.commands.list:list_components",
     "show": "altx_cli.commands.show:show",
     "check": "altx_cli.commands.check:check",
+    "guide": "altx_cli.commands.guide:guide",
     "kernels": "altx_cli.commands.kernels:kernels",
     "doctor": "altx_cli.commands.doctor:doctor",
     "schema": "altx_cli.commands.schema:schema",
