@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from altx_lab.progress import largest, max_load
+from altx_lab.progress import largest, least, max_load
 
 
 def test_the_largest_load_and_drop_rate_of_all_routers() -> None:
@@ -13,3 +13,9 @@ def test_the_largest_load_and_drop_rate_of_all_routers() -> None:
     assert max_load(metrics) == 1.5 and largest(metrics, "drop_rate") == 0.25
     assert max_load({"a.router.load": [3.0, 1.0]}) == 1.5
     assert max_load({"x.entropy": 1.0}) is None and largest({}, "drop_rate") is None
+
+
+def test_the_least_entropy_and_the_most_tokens_without_a_target_of_all_routers() -> None:
+    metrics = {"a.router.entropy": 1.5, "b.router.entropy": 0.5, "a.router.no_target": 3, "b.router.no_target": 7}
+    assert least(metrics, "router.entropy") == 0.5 and largest(metrics, "no_target") == 7
+    assert least({}, "router.entropy") is None

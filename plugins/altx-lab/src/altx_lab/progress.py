@@ -54,6 +54,10 @@ class Display:
             text += f"  max load {load:.2f}"
         if dropped := largest(record.get("metrics", {}), "drop_rate"):
             text += f"  dropped {dropped:.0%}"
+        if (entropy := least(record.get("metrics", {}), "router.entropy")) is not None:
+            text += f"  entropy {entropy + 0.0:.2f}"
+        if none := largest(record.get("metrics", {}), "no_target"):
+            text += f"  without a target {none:.0f}"
         if self.bar:
             self.bar.update(self.task, completed=record["step"], description=text)
         elif time.monotonic() - self.last >= SECONDS_BETWEEN_LINES or record["step"] == self.steps:
@@ -79,4 +83,13 @@ def max_load(metrics: dict[str, Any]) -> float | None:
 
 def largest(metrics: dict[str, Any], name: str) -> float | None:
     """The largest value of a metric over all that return it, or None."""
-    return max((v for key, v in metrics.items() if key.endswith(name) and isinstance(v, float)), default=None)
+    return max(_values(metrics, name), default=None)
+
+
+def least(metrics: dict[str, Any], name: str) -> float | None:
+    """The least value of a metric over all that return it, or None."""
+    return min(_values(metrics, name), default=None)
+
+
+def _values(metrics: dict[str, Any], name: str) -> list[float]:
+    return [value for key, value in metrics.items() if key.endswith(name) and isinstance(value, (int, float))]
