@@ -7,11 +7,14 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 
 from altx import hookspecs
+from altx.registry import GROUP, Registry
+from altx.testing import check_component
 
 ROOT = Path(__file__).parent.parent
 HOOKS = [name for name in vars(hookspecs) if name.startswith("altx_")]
@@ -138,3 +141,49 @@ def test_the_op_that_a_plugin_ships_is_right(tmp_path: Path, backend: str) -> No
     if backend == "native" and "native  skipped" in done.stdout:
         pytest.skip("there is no C compiler")
     assert f"{backend} float32 passed 30" in done.stdout
+
+
+GUIDE = (ROOT / "core/src/altx/guide.md").read_text().partition("## The laws, one by one")[0]
+FILE = re.compile(r"`(altx_\w+)/(\w+\.py)`:\n\n```python\n(.*?)```", re.DOTALL)
+SECTIONS = [section for section in GUIDE.split("\n## ")[1:] if FILE.search(section)]
+WRAPPERS = re.findall(r"```python\n(.*?)```", GUIDE.partition("## Wrapping what exists")[2], re.DOTALL)
+
+
+@pytest.mark.parametrize("number", range(len(SECTIONS)), ids=[text.partition("\n")[0] for text in SECTIONS])
+def test_what_the_guide_writes_passes_every_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """A section's files, over those of the sections before it, are a plugin."""
+    (package, *_), *_ = FILE.findall(SECTIONS[number])
+    own = f"{package}_{number}"
+    (tmp_path / own).mkdir()
+    for section in SECTIONS[: number + 1]:
+        for name, file, text in FILE.findall(section):
+            if name == package:
+                (tmp_path / own / file).write_text(text.replace(package, own))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    plugins = Registry([EntryPoint("guide", f"{own}.plugin", GROUP)])
+    results = check_component(package.removeprefix("altx_"), plugins=plugins)
+    assert [f"{r.subject} {r.check}: {r.message}" for r in results if r.status == "failed"] == []
+    assert sum(r.status == "passed" for r in results) > 15
+
+
+@pytest.mark.parametrize("code", WRAPPERS, ids=["state", "no state", "in-place cache", "chunks"])
+def test_what_the_guide_wraps_passes_every_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    assert len([line for line in code.splitlines() if line.strip()]) <= 40
+    own = f"altx_wraps_{WRAPPERS.index(code)}"
+    name = re.findall(r"class (\w+)\(Wrapped\)", code)[0]
+    (tmp_path / own).mkdir()
+    (tmp_path / own / "mixer.py").write_text(code + f"\n\ndef build(config, ctx):\n    return {name}(ctx.dim)\n")
+    promises = re.search(r"Capabilities\(.*\)", code)
+    assert promises
+    (tmp_path / own / "config.py").write_text(
+        f"from altx.capabilities import Capabilities\n\n\ndef capabilities(config):\n    return {promises[0]}\n"
+    )
+    spec = f"MixerSpec('wraps', 'x', '{own}.mixer:build', 'altx.config:Config', '{own}.config:capabilities')"
+    (tmp_path / own / "plugin.py").write_text(
+        f"from altx import MixerSpec, hookimpl\n\n\n@hookimpl\ndef altx_token_mixers():\n    return [{spec}]\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    results = check_component("wraps", plugins=Registry([EntryPoint("wraps", f"{own}.plugin", GROUP)]))
+    assert [f"{r.subject} {r.check}: {r.message}" for r in results if r.status == "failed"] == []
+    passed = {r.check for r in results if r.status == "passed"}
+    assert passed >= {"padding", "reset", "packing", "steps", "select", "gradcheck", "initialisation", "meta-build"}

@@ -19,7 +19,8 @@ class Wrapped(Layer):
     """A layer that honours masks and resets although `run`, which is all that it does, knows of neither.
 
     Sequences of one length run together, each by itself: right for any code, causal or not, and as many calls as there
-    are different lengths. Without a mask and without resets it is one call.
+    are different lengths. Without a mask and without resets it is one call; with them it looks at their values, which
+    synchronises with the device and does not compile.
     """
 
     @abstractmethod
