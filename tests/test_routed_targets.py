@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from altx_nsm.config import NSMConfig
+from altx_nsm.memory import NSM
 
-from altx import registry
+from altx import BuildContext, registry
+from altx.attach import MemoryLayer
 from altx.compose import compose
 from altx.errors import CompositionError
 from altx.testing.case import Subject
@@ -49,3 +52,20 @@ def test_every_router_keeps_the_laws_over_every_kind_of_target(router: str, targ
     results = run(Subject(f"{router} over {targets}", lambda: model, 16, can.causal), LAWS)
     assert [result for result in results if result.status == "failed"] == []
     assert {"rows", "padding", "gradients"} <= {result.check for result in results if result.status == "passed"}
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+def test_every_router_that_decides_by_the_token_alone_routes_tokens_to_states(router: str) -> None:
+    """The Neural State Machine's own choice replaced."""
+    component, can = registry.default().get("router", router), capabilities(router)
+    config = component.load("config")(**SETTINGS.get(router, {}))
+    chooser = component.load("build")(config, BuildContext(dim=16, num_targets=5))
+    chooser.capabilities = can
+    states = NSMConfig(slots=5, chunk=3)
+    if can.lookahead != "token" or can.requires:
+        with pytest.raises(CompositionError, match="lookahead 'token'"):
+            NSM(states, 16, chooser)
+        return
+    layer = MemoryLayer(NSM(states, 16, chooser))
+    results = run(Subject(f"{router} over states", lambda: layer, 16), LAWS)
+    assert [result for result in results if result.status == "failed"] == []

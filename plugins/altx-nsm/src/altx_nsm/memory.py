@@ -76,7 +76,7 @@ class NSM(Memory):
     Shape: x (B, T, D) to a read value (B, T, D). State: see `Slots`, numbers in at least float32.
 
     Raises:
-        CompositionError: if the router looks at other tokens, or mixes tokens.
+        CompositionError: if the router looks at other tokens, mixes tokens, or needs more than these.
     """
 
     def __init__(self, config: NSMConfig, dim: int, router: Router | None = None) -> None:
@@ -278,10 +278,10 @@ def _accepted(router: Router) -> dict[str, float]:
         CompositionError: if it is none.
     """
     able = router.capabilities
-    if able.lookahead != "token" or able.mixes or able.growth != "none" or not able.masked:
+    if able.lookahead != "token" or able.mixes or able.growth != "none" or able.requires or not able.masked:
         raise CompositionError(
             f"nsm gives a router one chunk at a time, and {type(router).__name__} looks at other tokens, mixes them, "
-            "keeps a state or takes no mask",
+            "keeps a state, takes no mask or asks for more than tokens",
             hint="use a router with lookahead 'token', such as topk",
         )
     return {f"router.{name}": weight for name, weight in able.losses.items()}
