@@ -6,6 +6,7 @@ check before a model is built and the model itself never disagree.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from math import lcm
@@ -14,6 +15,10 @@ from typing import Literal, get_args, get_origin, get_type_hints
 Growth = Literal["none", "constant", "window", "linear"]
 GROWTHS: tuple[Growth, ...] = ("none", "constant", "window", "linear")
 Rollback = Literal["crop", "snapshot", "none"]
+
+
+_hints = functools.cache(get_type_hints)
+"""Of a class's fields: slow to find, and the same for each of thousands of parts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +80,7 @@ class Capabilities:
 
     def __post_init__(self) -> None:
         """Raise ValueError for a word that means nothing: a misspelt promise would go unchecked."""
-        for name, kind in get_type_hints(type(self)).items():
+        for name, kind in _hints(type(self)).items():  # type: ignore[arg-type]  # mypy: not of its objects
             value, words = getattr(self, name), get_args(kind)
             if get_origin(kind) is Literal and value not in words:
                 raise ValueError(f"{name} must be one of {', '.join(words)}, not {value!r}")

@@ -17,6 +17,8 @@ from altx.errors import ConfigError, printable, shown
 MAX_BLOCKS = 4096
 MAX_PARTS = 1 << 16
 """Of a model: what a config can ask for in one line, such as a router of routers of experts, has a limit."""
+MAX_BUILT = 1 << 13
+"""Of those parts that are built one by one, which takes about a millisecond each."""
 MAX_SIZE = 1 << 31
 """Of a vocabulary and the like, so that no number of weights exceeds 64 bits."""
 MAX_PROBLEMS = 10

@@ -14,9 +14,8 @@ class AltxError(Exception):
     """
 
     def __init__(self, what: str, *, hint: str = "") -> None:
-        super().__init__(f"{what}\n{hint}" if hint else what)
-        self.what = what
-        self.hint = hint
+        self.what, self.hint = clean(what), clean(hint)
+        super().__init__(f"{self.what}\n{self.hint}" if hint else self.what)
 
 
 class ConfigError(AltxError):
@@ -52,12 +51,20 @@ class CheckpointError(AltxError):
 
 
 MAX_SHOWN = 300
+MAX_MESSAGE = 10_000
+
+
+def clean(text: str) -> str:
+    """A message, with nothing in it that a terminal would obey: names in it may come from a file or a plugin."""
+    text = text if len(text) <= MAX_MESSAGE else text[: MAX_MESSAGE - 3] + "..."
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def printable(text: str, limit: int = MAX_SHOWN) -> str:
-    """Text of unknown origin as a message can hold it: cut, and nothing in it that a terminal would obey."""
-    text = text if len(text) <= limit else text[: limit - 3] + "..."
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    """Text of unknown origin as a line of a message can hold it."""
+    return clean(text if len(text) <= limit else text[: limit - 3] + "...").replace("\n", "\\n")
 
 
 def shown(value: object) -> str:

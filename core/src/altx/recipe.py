@@ -211,6 +211,8 @@ def parse(pattern: Pattern, path: str) -> list[dict[str, Any] | None]:
             entries += [None if match[2] == NONE else {"name": match[2]}] * int(match[1] or 1)
         if len(entries) > MAX_BLOCKS:
             raise ConfigError(f"{path}: a pattern of more than {MAX_BLOCKS} entries")
+    if not entries:
+        raise ConfigError(f"{path}: the pattern is empty", hint='leave it out, or write "none"')
     return entries
 
 

@@ -19,7 +19,7 @@ from altx.capabilities import (
     routed,
     segmented,
 )
-from altx.config import MAX_BLOCKS, Block, Body, ComponentRef, ModelConfig, RouterConfig, validate
+from altx.config import MAX_BLOCKS, MAX_BUILT, Block, Body, ComponentRef, ModelConfig, RouterConfig, validate
 from altx.errors import BrokenPlugin, CompositionError, ConfigError
 from altx.joints import WITH_A_VALUE, misfit, unsegmented
 from altx.part import Part, config_type, resolve_part
@@ -113,6 +113,11 @@ class _Resolver:
                         self.branch(s, where, s.norm) for s, where in sublayers(block, path, self.registry, self.note)
                     )
                 blocks.append(branches)
+        if (built := sum(map(_built, (branch for block in blocks for branch in block)))) > MAX_BUILT:
+            raise ConfigError(
+                f"blocks: {built} parts would be built one by one, more than {MAX_BUILT}",
+                hint="a router's experts are built together if they are all alike",
+            )
         memory, capabilities = self.around(meet(branch.capabilities for block in blocks for branch in block), blocks)
         plain = self.config.model_dump() | {"stack_memory": memory and _settings(memory)}
         plain["blocks"] = [{"sublayers": [_plain(b) | {"norm": b.norm} for b in block]} for block in blocks]
@@ -318,6 +323,12 @@ def _references(body: Block | Body) -> list[ComponentRef]:
         return [ref for sublayer in body.sublayers for ref in _references(sublayer)]
     own = [ref for ref in (body.mixer, body.feed_forward, body.router, body.memory) if ref]
     return own + [ref for target in body.targets or [] for ref in _references(target)]
+
+
+def _built(branch: Branch) -> int:
+    """How many modules plugins build for a branch."""
+    own = 1 + bool(branch.memory) + (1 if branch.grouped else sum(map(_built, branch.targets)))
+    return 2 * own if branch.turned else own
 
 
 def _plain(branch: Branch) -> dict[str, Any]:
