@@ -87,6 +87,15 @@ def test_what_promises_nothing_cannot_be_checked(both) -> None:
         check_component("quick", plugins=both(True))
 
 
+def test_what_a_kind_does_without_is_not_missed(both) -> None:
+    from altx.part import examine
+
+    (suite,) = both(True).components("suite")
+    assert examine(suite) == "suite 'quick': its build 'm:b' leads nowhere: there is no module m"
+    object.__setattr__(suite.spec, "build", "math:sqrt")
+    assert examine(suite) is None
+
+
 def test_an_unknown_suite_gets_the_nearest_name(both) -> None:
     with pytest.raises(UnknownComponent, match="no plugin offers a suite 'quik'"):
         both(True).get("suite", "quik")

@@ -85,6 +85,8 @@ def examine(component: Component) -> str | None:
     """Why a component cannot be used, in words, as far as that shows without importing torch; None if it can."""
     if reason := component.missing():
         return reason
+    if not {"config", "capabilities"} <= set(component.spec.roles):
+        return None  # of a kind that another package adds, and understands
     try:
         model = config_type(component)
         if not any(field.is_required() for field in model.model_fields.values()):
