@@ -41,7 +41,8 @@ def parse_count(text: str) -> int:
 
 def parse_settings(pairs: Iterable[str] | None) -> dict[str, Any]:
     """`["mamba.state_size=8"]` as `{"mamba.state_size": 8}`."""
-    import yaml
+    from altx import plain
+    from altx.errors import ConfigError
 
     settings: dict[str, Any] = {}
     for pair in pairs or ():
@@ -49,14 +50,9 @@ def parse_settings(pairs: Iterable[str] | None) -> dict[str, Any]:
         if not equals or not path.strip():
             raise typer.BadParameter(f"--set {pair!r} is not PATH=VALUE, such as mamba.state_size=8")
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            reason = getattr(error, "problem", None) or "it cannot be read"
-            raise typer.BadParameter(f"--set {pair!r}: the value is not valid YAML: {reason}") from None
-        # YAML 1.1 takes 1e-3 for a word.
-        if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?e[-+]?\d+", value, re.IGNORECASE):
-            value = float(value)
-        settings[path.strip()] = value
+            settings[path.strip()] = plain.parse(text, f"--set {pair!r}")
+        except ConfigError as error:
+            raise typer.BadParameter(error.what) from None
     return settings
 
 

@@ -160,8 +160,9 @@ def reporting(as_json: bool = False) -> Iterator[None]:
             except KeyboardInterrupt:
                 print("interrupted", file=sys.stderr)
                 raise typer.Exit(130) from None
-            except Exception as error:
-                if not _mendable(error):
+            except (Exception, SystemExit, GeneratorExit) as raised:
+                error = raised if _mendable(raised) else _defect(raised)
+                if error is None:
                     raise
                 if os.environ.get(DEBUG):
                     traceback.print_exc()
@@ -216,7 +217,18 @@ def _installable(what: str) -> str:
     return f"{package} offers it: altx install {missing[1]}"
 
 
-def _mendable(error: Exception) -> bool:
+def _defect(error: BaseException) -> Exception | None:
+    """What to tell of an exception in a component's own code, in a forward pass say; None if it is not from there."""
+    from altx.errors import BrokenPlugin, culprit, describe
+
+    if not (who := culprit(error)):
+        return None
+    return BrokenPlugin(
+        f"{who} failed: {describe(error)}", hint=f"update it, or tell its authors; {DEBUG}=1 shows where"
+    )
+
+
+def _mendable(error: BaseException) -> bool:
     from altx.errors import AltxError
 
     # Kernels know nothing of altx, so their errors are a family of their own.

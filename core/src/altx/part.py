@@ -84,7 +84,7 @@ def config_type(component: Component) -> type[Config]:
 def examine(component: Component) -> str | None:
     """Why a component cannot be used, in words, as far as that shows without importing torch; None if it can."""
     if reason := component.missing():
-        return reason
+        return f"{component}: {reason}"
     if not {"config", "capabilities"} <= set(component.spec.roles):
         return None  # of a kind that another package adds, and understands
     try:

@@ -116,7 +116,7 @@ class Component:
             if hasattr(loaded, attribute) if loaded else exists(module):
                 continue
             what = f"the module {module} has no {attribute}" if loaded else f"there is no module {module}"
-            return f"{self.spec.kind} {self.name!r}: its {role} {target!r} leads nowhere: {what}"
+            return f"its {role} {target!r} leads nowhere: {what}"
         return None
 
 

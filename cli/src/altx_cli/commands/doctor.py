@@ -11,11 +11,14 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from altx_cli import external
 from altx_cli.options import Json
 from altx_cli.output import DEBUG, emit, table
+
+if TYPE_CHECKING:
+    from altx.registry import Registry
 
 VARIABLES = ("ALTX_CACHE", "ALTX_DEBUG", "ALTX_KERNEL", "ALTX_NATIVE", "ALTX_PLUGINS")
 """The environment variables that altx reads."""
@@ -175,7 +178,18 @@ def _plugins() -> dict[str, Any]:
     except AltxError as error:
         return {"plugins": [], "plugins_error": {"what": error.what, "hint": error.hint}}
     plugins.load_all()
+    _examine(plugins)
     return {"plugins": [_plugin(plugin) for plugin in plugins.plugins], "plugins_error": None}
+
+
+def _examine(plugins: Registry) -> None:
+    """Ask each component for its config and its promises, and note with its plugin what is wrong with them."""
+    from altx.part import examine
+
+    for component in plugins.components():
+        reason = examine(component)
+        if reason and reason not in component.plugin.errors:
+            component.plugin.fail(reason, remedy=component.remedy, status=component.plugin.status)
 
 
 def _plugin(plugin: Any) -> dict[str, Any]:

@@ -38,6 +38,7 @@ def describe(plugins: Registry, kind: str | None) -> dict[str, Any]:
                 "plugin": c.plugin.distribution,
                 "version": c.plugin.version,
                 "summary": c.spec.summary,
+                "problem": c.missing() or "",
             }
             for c in components
         ],
@@ -57,7 +58,7 @@ def _text(report: dict[str, Any], kind: str | None) -> list[str]:
             c["kind"],
             c["qualified"] if c["ambiguous"] else c["name"],
             f"{c['plugin']} {c['version']}",
-            c["summary"],
+            f"broken: {c['problem']}" if c["problem"] else c["summary"],
         ]
         for c in components
     ]

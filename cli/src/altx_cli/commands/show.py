@@ -77,13 +77,16 @@ def _settings(config: type[Config]) -> list[dict[str, Any]]:
 
 def _capabilities(component: Component, config: Any) -> tuple[dict[str, Any] | None, str]:
     """Capabilities with the default config, or why there are none."""
-    from altx.registry import describe as in_one_line
+    from altx import part
+    from altx.errors import AltxError
 
     try:
-        capabilities = component.load("capabilities")(config())
-        return {field.name: getattr(capabilities, field.name) for field in fields(capabilities)}, ""
-    except Exception as error:
-        return None, in_one_line(error)
+        with component.guard(f"{component}: its default settings are refused"):
+            defaults = config()
+        capabilities = part.capabilities(component, defaults)
+    except AltxError as error:
+        return None, error.what
+    return {field.name: getattr(capabilities, field.name) for field in fields(capabilities)}, ""
 
 
 def _setting(name: str, field: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
