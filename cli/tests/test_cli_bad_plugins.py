@@ -96,6 +96,13 @@ def test_check_show_and_list_do_too(altx, bad, hole: str) -> None:
     assert altx("show", "average").exit_code == 0
 
 
+def test_a_component_that_ends_the_program_does_not_pass_its_check(altx, bad) -> None:
+    bad(forward="raise SystemExit(0)")
+    checked = altx("check", "bad", "--only", "shapes")
+    assert checked.exit_code in (1, 2)
+    assert "SystemExit: 0" in " ".join((checked.stdout + checked.stderr).split())
+
+
 def test_an_import_string_to_nowhere_is_listed_as_broken(altx, bad) -> None:
     bad(where="bad_elsewhere")
     reason = "its build 'bad_elsewhere:build' leads nowhere: there is no module bad_elsewhere"

@@ -16,8 +16,6 @@ from altx.errors import ConfigError, printable
 
 MAX_DEPTH = 64
 MAX_VALUES = 1 << 18
-MAX_NUMBER = 40
-"""Characters of a number."""
 
 CORE = ("null", "bool", "int", "float")
 """What a word may stand for: not a date, which is a text here, nor a merge."""
@@ -66,7 +64,7 @@ class _Loader(yaml.SafeLoader):
         """A number of a sensible size; PyYAML also reads 1:30 as 90."""
         integer = node.tag.endswith(":int")
         try:
-            if len(node.value) <= MAX_NUMBER and ":" not in node.value:
+            if ":" not in node.value:
                 value: int | float = (self.construct_yaml_int if integer else self.construct_yaml_float)(node)
                 if not integer or -(1 << 63) <= value < 1 << 63:
                     return value
