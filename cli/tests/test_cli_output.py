@@ -100,6 +100,7 @@ def test_findings_show_the_number_and_why_a_law_is_broken():
             "value": 0.5,
             "tolerance": 0.0,
             "message": "row 1 hears row 0\nof course",
+            "example": "input     x (1, 1, 2)",
         },
         {
             "check": "packing",
@@ -111,9 +112,11 @@ def test_findings_show_the_number_and_why_a_law_is_broken():
         },
     ]
     assert findings(results) == [
-        "steps    parallel = stream  3.1e-15 <= 1e-10  ok",
-        "rows     rows differ                 0.5 > 0  FAILED",
+        "steps  parallel = stream  3.1e-15 <= 1e-10  ok",
+        "rows   rows differ                 0.5 > 0  FAILED",
         "    row 1 hears row 0",
         "    of course",
-        "packing  packing                              skipped: does not apply",
+        "    input     x (1, 1, 2)",
+        "    altx guide rows",
+        "skipped, does not apply: packing",
     ]

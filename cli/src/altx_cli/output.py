@@ -95,13 +95,21 @@ def plural(n: int, noun: str) -> str:
 
 
 def findings(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Lines for the results of checks: name, law, measured number, verdict, and why one failed."""
-    rows = [[result["check"], result["law"], _measured(result), _verdict(result)] for result in results]
+    """Lines for the results of checks: name, law, measured number, verdict, and why one failed; skipped ones last."""
+    told = [result for result in results if result["status"] != "skipped"]
+    rows = [[result["check"], result["law"], _measured(result), _verdict(result)] for result in told]
     lines = []
-    for result, line in zip(results, table(rows, right=(2,)), strict=True):
+    for result, line in zip(told, table(rows, right=(2,)), strict=True):
         lines.append(line)
         if result["status"] == "failed":
-            lines += [f"    {text}" for text in result["message"].splitlines()]
+            why = [result["message"], result.get("example", ""), f"altx guide {result['check']}"]
+            lines += [f"    {text}".rstrip() for text in "\n".join(filter(None, why)).splitlines()]
+    skipped: dict[str, list[str]] = {}
+    for result in results:
+        if result["status"] == "skipped":
+            skipped.setdefault(result["message"], []).append(result["check"])
+    for reason, names in skipped.items():
+        lines += textwrap.wrap(f"skipped, {reason}: {', '.join(names)}", 100, subsequent_indent="    ")
     return lines
 
 

@@ -5,6 +5,7 @@ Three doors to the same checks: `altx check NAME`, `conformance(NAME)` in a plug
 """
 
 from altx.testing.check import REGISTERED
+from altx.testing.examples import example
 from altx.testing.pytest_door import conformance
 from altx.testing.result import Result
 from altx.testing.runner import check_component, prove, run
@@ -12,4 +13,4 @@ from altx.testing.runner import check_component, prove, run
 CHECKS = {check.name: check.law for check in REGISTERED.values()}
 """Every check's law by name."""
 
-__all__ = ["CHECKS", "Result", "check_component", "conformance", "prove", "run"]
+__all__ = ["CHECKS", "Result", "check_component", "conformance", "example", "prove", "run"]

@@ -5,21 +5,27 @@ from __future__ import annotations
 import torch
 
 from altx.layer import Layer, descendants
-from altx.testing.case import Case, difference, state_difference
-from altx.testing.check import EXACT, Failure, Finding, always, law
+from altx.testing.case import Case, Failure, difference, state_difference
+from altx.testing.check import EXACT, Finding, law, tokens
+from altx.testing.trial import Trial, plain
 
 
-@law("y has the shape and dtype of x, for every length")
-def shapes(case: Case) -> Finding | None:
-    for length in (1, 2, 7, 0):
-        x = case.inputs(2, length * case.unit)
-        out = case.run(x)
-        if case.per_token and out.y.shape[:2] != x.shape[:2]:
-            raise Failure(f"x is {tuple(x.shape)}, y is {tuple(out.y.shape)}")
-        if out.y.dtype != torch.float64:
-            raise Failure(f"in float64, y is {out.y.dtype}")
-        if not bool(out.y.isfinite().all()):
-            raise Failure(f"y is not finite for {length} tokens")
+def _lengths(case: Case) -> list[Trial]:
+    return [plain(2, length * case.unit) for length in (1, 2, 7, 0)]
+
+
+@law("y has the shape and dtype of x, for every length", trials=_lengths, code="print(layer(x, ctx).y)")
+def shapes(case: Case, trial: Trial) -> Finding | None:
+    x = case.x(trial)
+    out = case.run(x)
+    if case.per_token and out.y.shape[:2] != x.shape[:2]:
+        raise Failure("y has not the batch and the length of x", f"y is {tuple(out.y.shape)}")
+    if isinstance(case.layer, Layer) and out.y.shape != x.shape:
+        raise Failure("y has not the width of x", f"y is {tuple(out.y.shape)}")
+    if out.y.dtype != torch.float64:
+        raise Failure(f"of x in float64, y is in {str(out.y.dtype).removeprefix('torch.')}")
+    if not bool(out.y.isfinite().all()):
+        raise Failure("y is not finite", f"{int((~out.y.isfinite()).sum())} of {out.y.numel()} numbers are not")
     return None
 
 
@@ -27,15 +33,33 @@ def _if_deterministic(case: Case) -> str | None:
     return None if case.capabilities.deterministic else "declares that it is not deterministic"
 
 
-@law("the same call twice gives the same output", needs=("unmutated",), applies=_if_deterministic)
-def determinism(case: Case) -> Finding | None:
-    x = case.inputs(2, 12 * case.unit)
+@law(
+    "the same call twice gives the same output",
+    needs=("unmutated",),
+    applies=_if_deterministic,
+    trials=tokens(2, 12),
+    code="""
+found = layer(x, ctx).y
+wanted = layer(x, ctx).y
+""",
+)
+def determinism(case: Case, trial: Trial) -> Finding | None:
+    x = case.x(trial)
     return difference(case.run(x).y, case.run(x).y), 0.0, "two equal calls differ"
 
 
-@law("the global random generator is left alone", needs=("shapes",))
-def global_rng(case: Case) -> Finding | None:
-    x = case.inputs(2, 5 * case.unit)
+@law(
+    "the global random generator is left alone",
+    needs=("shapes",),
+    trials=tokens(2, 5),
+    code="""
+found = torch.get_rng_state()
+layer(x, ctx)
+wanted = torch.get_rng_state()
+""",
+)
+def global_rng(case: Case, trial: Trial) -> Finding | None:
+    x = case.x(trial)
     with torch.random.fork_rng(devices=[]):
         before = torch.get_rng_state()
         case.run(x)
@@ -44,28 +68,52 @@ def global_rng(case: Case) -> Finding | None:
     return None
 
 
-@law("x and the given state are not written to", needs=("shapes",))
-def unmutated(case: Case) -> Finding | None:
-    x = case.inputs(2, 6 * case.unit)
+@law(
+    "x and the given state are not written to",
+    needs=("shapes",),
+    trials=tokens(2, 6),
+    code="""
+wanted = x.clone()
+layer(x, ctx)
+found = x
+if state := layer.init_state(len(x), dtype=torch.float64):
+    state = layer(x, ctx, state).state
+    before = state.clone()
+    layer(x, ctx, state)
+    print(before.flat(), state.flat())
+""",
+)
+def unmutated(case: Case, trial: Trial) -> Finding | None:
+    x = case.x(trial)
     kept = x.clone()
     case.run(x)
-    if not torch.equal(x, kept):
-        raise Failure("x was written to")
+    if difference(x, kept) > 0:
+        raise Failure("x was written to", difference(x, kept, "x").first(0.0))
     if case.streams:
-        state = case.carried(case.run(x, state=case.state(2)), case.state(2))
+        state = case.carried(case.run(x, state=case.state(trial.batch)), case.state(trial.batch))
         copy = state.clone()
         case.run(x, state=state)
-        if state_difference(state, copy) > 0:
-            raise Failure("the given state was written to")
+        if (gap := state_difference(state, copy)) > 0:
+            raise Failure("the given state was written to", gap.first(0.0))
     return None
 
 
-@law("a row's output depends on no other row", needs=("determinism",))
-def rows(case: Case) -> Finding | None:
-    x = case.inputs(3, 12 * case.unit)
+@law(
+    "a row's output depends on no other row",
+    needs=("determinism",),
+    trials=tokens(3, 12),
+    code="""
+changed = x.clone()
+changed[1:] = {other}[1:]
+found = layer(changed, ctx).y[:1]
+wanted = layer(x, ctx).y[:1]
+""",
+)
+def rows(case: Case, trial: Trial) -> Finding | None:
+    x = case.x(trial)
     changed = x.clone()
     changed[1:] = case.other(x)[1:]
-    return difference(case.run(changed).y[:1], case.run(x).y[:1]), EXACT, "row 0 changed with rows 1 and 2"
+    return difference(case.run(changed).y[:1], case.run(x).y[:1]), EXACT, "row 0 changed with the rows after it"
 
 
 def _if_causal(case: Case) -> str | None:
@@ -74,23 +122,42 @@ def _if_causal(case: Case) -> str | None:
     return None if case.per_token else "has one output per row"
 
 
-@law("no output depends on a later token", needs=("rows",), applies=_if_causal)
-def causality(case: Case) -> Finding | None:
-    x = case.inputs(2, 12 * case.unit)
-    y, worst, where = case.run(x).y, 0.0, 0
-    for cut in (1, 6, 11):
-        start = cut * case.unit
-        changed = x.clone()
-        changed[:, start:] = case.other(x)[:, start:]
-        found = difference(case.run(changed).y[:, :start], y[:, :start])
-        if found > worst:
-            worst, where = found, start
-    return worst, EXACT, f"outputs before token {where} changed with the tokens from {where} on"
+def _cuts(case: Case) -> list[Trial]:
+    return [plain(2, cut * case.unit, (12 - cut) * case.unit) for cut in (1, 6, 11)]
 
 
-@law("it returns the losses and the exports that it declares", needs=("shapes",))
-def declared(case: Case) -> Finding | None:
-    out = case.run(case.inputs(2, 6 * case.unit))
+@law(
+    "no output depends on a later token",
+    needs=("rows",),
+    applies=_if_causal,
+    trials=_cuts,
+    bar="from here on, other inputs",
+    code="""
+changed = x.clone()
+changed[:, {cut}:] = {other}[:, {cut}:]
+found = layer(changed, ctx).y[:, :{cut}]
+wanted = layer(x, ctx).y[:, :{cut}]
+""",
+)
+def causality(case: Case, trial: Trial) -> Finding | None:
+    x, cut = case.x(trial), trial.parts[0]
+    changed = x.clone()
+    changed[:, cut:] = case.other(x)[:, cut:]
+    gap = difference(case.run(changed).y[:, :cut], case.run(x).y[:, :cut])
+    return gap, EXACT, "outputs changed with later tokens"
+
+
+@law(
+    "it returns the losses and the exports that it declares",
+    needs=("shapes",),
+    trials=tokens(2, 6),
+    code="""
+out = layer(x, ctx)
+print(dict(out.losses), dict(out.exports), layer.capabilities)
+""",
+)
+def declared(case: Case, trial: Trial) -> Finding | None:
+    out = case.run(case.x(trial))
     owners = [("", case.layer), *descendants(case.layer)]
     losses = {f"{path}.{name}".lstrip(".") for path, owner in owners for name in owner.capabilities.losses}
     for what, wanted, found in (
@@ -102,9 +169,17 @@ def declared(case: Case) -> Finding | None:
     return None
 
 
-@law("x leaves its mark: the output is not the same for every input", needs=("shapes",), applies=always)
-def sensitivity(case: Case) -> Finding | None:
-    x = case.inputs(2, 6 * case.unit + 2 * case.chunk)
-    if difference(case.run(case.other(x)).y, case.run(x).y) == 0:
+@law(
+    "x leaves its mark: the output is not the same for every input",
+    needs=("shapes",),
+    trials=lambda case: [plain(2, 6 * case.unit + 2 * case.chunk)],
+    code="""
+print(layer(x, ctx).y)
+print(layer({other}, ctx).y)
+""",
+)
+def sensitivity(case: Case, trial: Trial) -> Finding | None:
+    x = case.x(trial)
+    if x.numel() and not difference(case.run(case.other(x)).y, case.run(x).y):
         raise Failure("the output does not depend on the input")
     return None

@@ -21,8 +21,22 @@ from altx.memory import Memory
 from altx.model import Model
 from altx.resolve import Blueprint
 from altx.state import State
+from altx.testing.trial import Trial
 
 SEED = 20250
+
+
+class Failure(AssertionError):
+    """A law is broken in a way that no number describes.
+
+    Args:
+        what: the same for every input that breaks the law in this way.
+        detail: what was seen with this one.
+    """
+
+    def __init__(self, what: str, detail: str = "") -> None:
+        super().__init__(what)
+        self.detail = detail
 
 
 @dataclass(frozen=True)
@@ -38,6 +52,9 @@ class Subject:
         compose: what builds that model; a test of the kit may pass a wrong one.
         memory: makes the bare memory, if the subject is one.
         width: of what the bare memory is fed, where that is not `dim`.
+        resized: the same of another width; raises ConfigError where that does not suit it.
+        origin: the arguments of `altx.testing.example` that make it.
+        command: the command that checks it.
     """
 
     name: str
@@ -48,6 +65,9 @@ class Subject:
     compose: Callable[[Blueprint], Model] = build_model
     memory: Callable[[], Memory] | None = None
     width: int | None = None
+    resized: Callable[[int], Subject] | None = None
+    origin: str = "subject"
+    command: str = ""
 
 
 def agitate(module: nn.Module, seed: int = SEED) -> nn.Module:
@@ -81,6 +101,16 @@ class Case:
     def layer(self) -> Any:
         """The layer to check, in float64; checks do not change it."""
         return agitate(copy.deepcopy(self.fresh()).double()).eval()
+
+    @cached_property
+    def memory(self) -> Memory:
+        """The bare memory, in the same way."""
+        assert self.subject.memory
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            memory = self.subject.memory().double()
+        agitate(memory)
+        return memory
 
     @property
     def capabilities(self) -> Capabilities:
@@ -118,6 +148,19 @@ class Case:
             return example_inputs(self.layer, batch, length, generator)
         return torch.randn(batch, length, self.subject.dim, generator=generator, dtype=torch.float64)
 
+    def x(self, trial: Trial) -> Tensor:
+        """The inputs of a trial; masked tokens hold something, too."""
+        return self.inputs(trial.batch, trial.length)
+
+    def told(self, trial: Trial) -> Tensor:
+        """What the bare memory is fed."""
+        width, generator = self.subject.width or self.subject.dim, torch.Generator().manual_seed(SEED)
+        return torch.randn(trial.batch, trial.length, width, generator=generator, dtype=torch.float64)
+
+    def context(self, trial: Trial) -> Context:
+        """The context of a trial."""
+        return self.ctx.replace(mask=trial.mask, reset=trial.reset)
+
     def other(self, x: Tensor) -> Tensor:
         """Inputs that differ from x at every token."""
         if x.is_floating_point():
@@ -128,68 +171,125 @@ class Case:
     def state(self, batch: int, capacity: int | None = None, layer: Any = None) -> State:
         """The state before the first token, of the layer or of a copy of it."""
         state = (layer or self.layer).init_state(batch, capacity=capacity, dtype=torch.float64, device="cpu")
-        return State() if state is None else state
+        if state is None:
+            return State()
+        if not isinstance(state, State):
+            raise Failure(f"init_state returned a {type(state).__name__}, not an altx.state.State")
+        return state
 
     @torch.no_grad()
     def run(self, x: Tensor, ctx: Context | None = None, state: State | None = None) -> Output:
         """One call, without gradients."""
-        out: Output = self.layer(x, ctx or self.ctx, state)
-        return out
+        return checked(self.layer(x, ctx or self.ctx, state))
+
+    def calls(self, lengths: Sequence[int]) -> list[int]:
+        """Lengths of calls, cut further where the capabilities demand it."""
+        if not self.streams:
+            return list(lengths)
+        cut: list[int] = []
+        for length in lengths:
+            cut += split_plan(sum(cut), length, self.capabilities)
+        return cut
 
     def run_pieces(self, x: Tensor, lengths: Sequence[int], ctx: Context | None = None) -> tuple[Tensor, State]:
-        """The same tokens in several calls, cut further where the capabilities demand it."""
+        """The same tokens in several calls."""
         ctx = ctx or self.ctx
         state, start, outputs = self.state(x.shape[0]), 0, []
-        for wanted in lengths:
-            for length in split_plan(start, wanted, self.capabilities):
-                out = self.run(x[:, start : start + length], ctx.slice(start, start + length), state)
-                state = self.carried(out, state)
-                outputs.append(out.y)
-                start += length
-        return torch.cat(outputs, 1), state
+        for length in self.calls(lengths):
+            out = self.run(x[:, start : start + length], ctx.slice(start, start + length), state)
+            state = self.carried(out, state)
+            outputs.append(out.y)
+            start += length
+        return torch.cat(outputs, 1) if outputs else x, state
 
     def carried(self, out: Output, before: State) -> State:
         """The state to continue from; a layer that carries nothing may return none."""
         if out.state is not None:
             return out.state
         if self.capabilities.growth != "none":
-            raise AssertionError("given a state, it returned none")
+            raise Failure("given a state, forward returned none")
         return before
 
 
-def difference(a: Tensor, b: Tensor) -> float:
+def checked(out: Any) -> Output:
+    """What a layer returned, if it is what the contract says.
+
+    Raises:
+        Failure: if it is not.
+    """
+    if not isinstance(out, Output):
+        raise Failure(f"forward returned a {type(out).__name__}, not an altx.layer.Output")
+    if not isinstance(out.y, Tensor):
+        raise Failure(f"forward returned an Output whose y is a {type(out.y).__name__}, not a tensor")
+    if out.state is not None and not isinstance(out.state, State):
+        raise Failure(f"forward returned a state that is a {type(out.state).__name__}, not an altx.state.State")
+    return out
+
+
+class Gap(float):
+    """The largest difference of two tensors, which knows what they are.
+
+    Args:
+        value: the difference.
+        label: what they are: "y", or "state." and the name of a leaf.
+        found, wanted: the tensors.
+    """
+
+    label: str
+    found: Tensor
+    wanted: Tensor
+
+    def __new__(cls, value: float, label: str, found: Tensor, wanted: Tensor) -> Gap:
+        gap = super().__new__(cls, value)
+        gap.label, gap.found, gap.wanted = label, found, wanted
+        return gap
+
+    def first(self, tolerance: float) -> str:
+        """Where they begin to differ by more than is allowed, in words."""
+        found, wanted = self.found.detach(), self.wanted.detach()
+        if found.shape != wanted.shape:
+            return f"{self.label} is {tuple(found.shape)}, expected {tuple(wanted.shape)}"
+        allowed = tolerance * max(1.0, float(wanted.abs().max()))
+        wrong = ~((found.double() - wanted.double()).abs() <= allowed)
+        place = wrong.nonzero()[0].tolist()
+        a, b = found[tuple(place)].item(), wanted[tuple(place)].item()
+        digits = next((d for d in (4, 7, 17) if f"{a:.{d}g}" != f"{b:.{d}g}"), 17)
+        return (
+            f"{self.label} at {place} is {a:.{digits}g}, expected {b:.{digits}g} (apart by {abs(a - b):.2g});"
+            f" {int(wrong.sum())} of {wrong.numel()} numbers differ"
+        )
+
+
+def difference(a: Tensor, b: Tensor, label: str = "y") -> Gap:
     """Largest difference, relative to the largest value where that exceeds 1; infinite for unequal shapes or NaN."""
     if a.shape != b.shape:
-        return float("inf")
+        return Gap(float("inf"), label, a, b)
     if not a.numel():
-        return 0.0
+        return Gap(0.0, label, a, b)
     if not a.is_floating_point():
-        return 0.0 if torch.equal(a, b) else float("inf")
-    a, b = a.detach().double(), b.detach().double()
-    worst = float((a - b).abs().max() / b.abs().max().clamp(min=1))
-    return worst if worst == worst else float("inf")
+        return Gap(0.0 if torch.equal(a, b) else float("inf"), label, a, b)
+    one, other = a.detach().double(), b.detach().double()
+    worst = float((one - other).abs().max() / other.abs().max().clamp(min=1))
+    return Gap(worst if worst == worst else float("inf"), label, a, b)
 
 
-def state_difference(a: State, b: State) -> float:
+def state_difference(a: State, b: State, label: str = "state") -> Gap:
     """Largest difference between two states. Slots of a cache that hold no token do not count."""
-    if a.leaves.keys() != b.leaves.keys() or a.children.keys() != b.children.keys():
-        return float("inf")
-    worst = 0.0
+    nothing = torch.zeros(0)
+    worst = Gap(0.0, label, nothing, nothing)
+    if (
+        a.leaves.keys() != b.leaves.keys()
+        or a.children.keys() != b.children.keys()
+        or (a.seen is None) != (b.seen is None)
+    ):
+        return Gap(float("inf"), f"{label} (its structure)", nothing, nothing)
     for name, leaf in a.spec.items():
         left, right = a[name], b[name]
         if leaf.seq_dim is not None and a.seen is not None and b.seen is not None and len(a.seen):
             used = int(torch.maximum(a.seen, b.seen).max())
             left, right = (t.narrow(leaf.seq_dim, 0, min(used, t.shape[leaf.seq_dim])) for t in (left, right))
-        worst = max(worst, difference(left, right))
-    if (a.seen is None) != (b.seen is None):
-        return float("inf")
+        worst = max(worst, difference(left, right, f"{label}.{name}"))
     if a.seen is not None and b.seen is not None:
-        worst = max(worst, difference(a.seen, b.seen))
-    return max([worst, *(state_difference(child, b.children[name]) for name, child in a.children.items())])
-
-
-def padded(x: Tensor, mask: Tensor, filling: Tensor) -> Tensor:
-    """x (B, T, ...) spread over the True places of mask (B, S), `filling` (B, S, ...) elsewhere."""
-    out = filling.clone()
-    out[mask] = x.reshape(-1, *x.shape[2:])
-    return out
+        worst = max(worst, difference(a.seen, b.seen, f"{label}.seen"))
+    below = (state_difference(child, b.children[name], f"{label}.{name}") for name, child in a.children.items())
+    return max([worst, *below])

@@ -12,8 +12,9 @@ from altx.errors import AltxError
 from altx.layer import FRESH, Layer, Output, scoped
 from altx.layout import compaction, take
 from altx.state import State
-from altx.testing.case import Case, difference
-from altx.testing.check import EXACT, Failure, Finding, law
+from altx.testing.case import Case, Failure, difference
+from altx.testing.check import EXACT, Finding, law, tokens
+from altx.testing.trial import Trial
 
 
 def chain(x: Tensor, ctx: Context) -> Graph:
@@ -49,6 +50,11 @@ def _if_graph(case: Case) -> str | None:
     return "declares that it reads no graph" if case.capabilities.graph == "ignored" else None
 
 
+def _listed(edges: Tensor, most: int = 8) -> str:
+    shown = [f"{source}->{target}" for source, target in edges.T.tolist()]
+    return ", ".join(shown[:most]) + (", ..." if len(shown) > most else "")
+
+
 def _edges(case: Case, batch: int, length: int) -> Tensor:
     """(2, E) some edges within the rows, none from the future if the case is causal."""
     generator = torch.Generator().manual_seed(11)
@@ -58,17 +64,26 @@ def _edges(case: Case, batch: int, length: int) -> Tensor:
     return torch.stack([row * length + a, row * length + b])
 
 
-@law("what is computed follows the edges of ctx.graph and nothing but them", needs=("padding",), applies=_if_graph)
-def graph(case: Case) -> Finding | None:
-    batch, length = 2, 12 * case.unit
-    x, edges = case.inputs(batch, length), _edges(case, batch, length)
+@law(
+    "what is computed follows the edges of ctx.graph and nothing but them",
+    needs=("padding",),
+    applies=_if_graph,
+    trials=tokens(2, 12),
+)
+def graph(case: Case, trial: Trial) -> Finding | None:
+    batch, length = trial.batch, trial.length
+    if not length:
+        return None
+    x, edges = case.x(trial), _edges(case, batch, length)
 
     def run(x: Tensor, edges: Tensor, mask: Tensor | None = None) -> Tensor:
         return case.run(x, case.ctx.replace(graph=Graph(edges), mask=mask)).y
 
     y = run(x, edges)
-    if difference(run(x, edges[:, ::2]), y) == 0:
-        raise Failure("the output is the same for other edges")
+    if not difference(run(x, edges[:, ::2]), y):
+        raise Failure(
+            "the output is the same for other edges", f"edges {_listed(edges)}; without {_listed(edges[:, 1::2])}"
+        )
     found = [(difference(run(x, edges.flip(1)), y), "the outputs change with the order of the edges")]
     kept = edges[:, edges[1] < length]
     found.append((difference(run(x, kept)[:1], y[:1]), "the outputs of row 0 change with the edges of row 1"))
@@ -76,7 +91,7 @@ def graph(case: Case) -> Finding | None:
         cut = length // 2
         changed = torch.cat([x[:, :cut], case.other(x)[:, cut:]], 1)
         gap = difference(run(changed, edges)[:, :cut], y[:, :cut])
-        found.append((gap, f"outputs before token {cut} changed with the tokens from {cut} on"))
+        found.append((gap, "outputs changed with later tokens"))
     if case.capabilities.masked:
         mask = torch.ones(batch, length, dtype=torch.bool)
         mask[:, 1::3] = False
@@ -92,10 +107,13 @@ def graph(case: Case) -> Finding | None:
     "an edge that leaves the tokens or its row, or comes from the future, is refused",
     needs=("graph",),
     applies=_if_graph,
+    trials=tokens(2, 6),
 )
-def graph_refused(case: Case) -> Finding | None:
-    batch, length = 2, 6 * case.unit
-    x, good = case.inputs(batch, length), _edges(case, batch, length)
+def graph_refused(case: Case, trial: Trial) -> Finding | None:
+    batch, length = trial.batch, trial.length
+    if batch < 2 or length < 2:
+        return None  # not all the bad edges could be
+    x, good = case.x(trial), _edges(case, batch, length)
     bad = {
         "out of range": (0, batch * length),
         "of a negative token": (-1, 0),
@@ -104,12 +122,16 @@ def graph_refused(case: Case) -> Finding | None:
     if case.subject.causal:
         bad["from the future in a causal context"] = (1, 0)
     for what, edge in bad.items():
-        edges = torch.cat([good, torch.tensor([edge]).T], 1)
+        bad_edge = torch.tensor([edge]).T
+        edges = torch.cat([good, bad_edge], 1)
         try:
             case.run(x, case.ctx.replace(graph=Graph(edges)))
         except AltxError:
             continue
         except Exception as error:
-            raise Failure(f"an edge {what} raised {type(error).__name__}, which says nothing to the user") from error
-        raise Failure(f"an edge {what} is taken")
+            raise Failure(
+                f"an edge {what} raised {type(error).__name__}, which says nothing to the user",
+                f"edge {_listed(bad_edge)}",
+            ) from error
+        raise Failure(f"an edge {what} is taken", f"edge {_listed(bad_edge)}")
     return None

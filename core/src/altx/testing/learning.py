@@ -15,12 +15,36 @@ from altx.measure import example_inputs
 from altx.optim import optimizer_groups
 from altx.registry import Component as Registered
 from altx.resolve import Branch, Part
-from altx.testing.case import Case, agitate, difference
-from altx.testing.check import Failure, Finding, law
+from altx.testing.case import Case, Failure, agitate, difference
+from altx.testing.check import Finding, law, tokens
+from altx.testing.trial import Trial, plain
+
+SLOPE = 1e-5
+"""Allowed difference of a gradient and the slope that is measured, relative where the slope exceeds 1."""
 
 
-@law("the task's gradient reaches every parameter", needs=("shapes",))
-def gradients(case: Case) -> Finding | None:
+def _long(case: Case) -> list[Trial]:
+    # A memory may answer with what it made of the chunk before, and that of what was written of the one before.
+    half = max(8 * case.unit, 3 * case.chunk)
+    return [plain(4, half, half)]
+
+
+@law(
+    "the task's gradient reaches every parameter",
+    needs=("shapes",),
+    trials=_long,
+    code="""
+layer.train()
+state = start
+for a, b in {calls}:
+    out = layer(x[:, a:b], ctx, state)
+    (out.y * torch.randn_like(out.y)).sum().backward()
+    state = out.state.detach() if out.state else state
+print({name: p.grad for name, p in layer.named_parameters()})
+""",
+)
+def gradients(case: Case, trial: Trial) -> Finding | None:
+    half = trial.parts[0]
     layer = copy.deepcopy(case.layer).train()
     unreached = {name for name, p in layer.named_parameters() if p.requires_grad}
     # Several inputs, because a router may leave a target out by chance.
@@ -28,10 +52,8 @@ def gradients(case: Case) -> Finding | None:
         if not unreached:
             break
         layer.zero_grad()
-        # A memory may answer with what it made of the chunk before, and that of what was written of the one before.
-        half = max(8 * case.unit, 3 * case.chunk)
-        x = case.inputs(4, 2 * half, seed=seed)
-        state = case.state(4, layer=layer) if case.streams else None
+        x = case.inputs(trial.batch, trial.length, seed=seed)
+        state = case.state(trial.batch, layer=layer) if case.streams else None
         pieces = [(x[:, :half], case.ctx), (x[:, half:], case.ctx)] if case.streams else [(x, case.ctx)]
         for piece, ctx in pieces:
             out: Output = layer(piece, ctx, state)
@@ -51,30 +73,28 @@ def gradients(case: Case) -> Finding | None:
     return None
 
 
-@law("the gradient is the derivative (float64, along random directions)", needs=("determinism",))
-def gradcheck(case: Case) -> Finding | None:
+@law("the gradient is the derivative (float64, along random directions)", needs=("determinism",), trials=tokens(2, 6))
+def gradcheck(case: Case, trial: Trial) -> Finding | None:
     layer = copy.deepcopy(case.layer).train()
-    x = case.inputs(2, 6 * case.unit)
-    varied: list[Tensor] = [p for p in layer.parameters() if p.requires_grad]
+    x = case.x(trial)
+    named: dict[str, Tensor] = {name: p for name, p in layer.named_parameters() if p.requires_grad}
     if x.is_floating_point():
-        x.requires_grad_(True)
-        varied.append(x)
+        named["x"] = x.requires_grad_(True)
+    varied = list(named.values())
     generator = torch.Generator().manual_seed(7)
     weights: list[Tensor] = []
 
     def loss() -> Tensor:
-        out: Output = layer(x, case.ctx, case.state(2, layer=layer) if case.streams else None)
+        out: Output = layer(x, case.ctx, case.state(trial.batch, layer=layer) if case.streams else None)
         if not weights:
             weights.append(torch.randn(out.y.shape, generator=generator, dtype=out.y.dtype))
         return (out.y * weights[0]).sum() + sum(out.losses.values(), torch.zeros(()))
 
-    loss().backward()
-    worst = 0.0
-    for _ in range(3):
+    def slopes(varied: list[Tensor]) -> tuple[float, float]:
+        """Along one random direction: what autograd says, and what is measured."""
         directions = [torch.randn(t.shape, generator=generator, dtype=t.dtype) for t in varied]
         slope = sum(float((t.grad * d).sum()) for t, d in zip(varied, directions, strict=True) if t.grad is not None)
-        step = 1e-6
-        values = []
+        step, values = 1e-6, []
         with torch.no_grad():
             for sign in (1, -1):
                 for t, d in zip(varied, directions, strict=True):
@@ -82,13 +102,28 @@ def gradcheck(case: Case) -> Finding | None:
                 values.append(float(loss()))
                 for t, d in zip(varied, directions, strict=True):
                     t.sub_(d, alpha=sign * step)
-        measured = (values[0] - values[1]) / (2 * step)
-        worst = max(worst, abs(measured - slope) / max(1.0, abs(slope)))
-    return worst, 1e-5, "the gradient differs from the measured slope"
+        return slope, (values[0] - values[1]) / (2 * step)
+
+    def gap(slope: float, measured: float) -> float:
+        return abs(measured - slope) / max(1.0, abs(slope))
+
+    loss().backward()
+    worst = max(gap(*slopes(varied)) for _ in range(3))
+    if worst <= SLOPE:
+        return worst, SLOPE, ""
+    alone = {name: slopes([tensor]) for name, tensor in named.items()}
+    wrong = [
+        f"{name}: autograd says {slope:.5g}, measured {measured:.5g}"
+        for name, (slope, measured) in alone.items()
+        if not gap(slope, measured) <= SLOPE
+    ]
+    raise Failure(
+        "the gradient differs from the measured slope", "\n".join(wrong or ["only where all change together"])
+    )
 
 
 @law("no two parameters share memory: one would be trained twice, and a checkpoint hold only one", needs=("shapes",))
-def separate_parameters(case: Case) -> Finding | None:
+def separate_parameters(case: Case, trial: Trial) -> Finding | None:
     owner: dict[int, str] = {}
     for name, parameter in case.fresh().named_parameters():
         if (other := owner.setdefault(parameter.untyped_storage().data_ptr(), name)) != name:
@@ -100,8 +135,8 @@ def _if_composed(case: Case) -> str | None:
     return None if case.subject.blueprint else "is not composed in a model here"
 
 
-@law("composition leaves a component's initial weights as they were built", applies=_if_composed)
-def initialisation(case: Case) -> Finding | None:
+@law("composition leaves a component's initial weights as they were built", needs=("shapes",), applies=_if_composed)
+def initialisation(case: Case, trial: Trial) -> Finding | None:
     assert case.subject.blueprint
     built: list[tuple[nn.Module, dict[str, Tensor]]] = []
 
@@ -142,8 +177,8 @@ def initialisation(case: Case) -> Finding | None:
     return None
 
 
-@law("optimizer options of a component survive composition", applies=_if_composed)
-def optimizer_options(case: Case) -> Finding | None:
+@law("optimizer options of a component survive composition", needs=("shapes",), applies=_if_composed)
+def optimizer_options(case: Case, trial: Trial) -> Finding | None:
     assert case.subject.blueprint
     with torch.random.fork_rng(devices=[]):
         model = case.subject.compose(case.subject.blueprint)
@@ -166,8 +201,12 @@ def optimizer_options(case: Case) -> Finding | None:
     return None
 
 
-@law("weights load into a model built without memory, and give the same outputs", applies=_if_composed)
-def meta_build(case: Case) -> Finding | None:
+@law(
+    "weights load into a model built without memory, and give the same outputs",
+    needs=("shapes",),
+    applies=_if_composed,
+)
+def meta_build(case: Case, trial: Trial) -> Finding | None:
     from altx.compose import build
 
     assert case.subject.blueprint
@@ -185,32 +224,59 @@ def meta_build(case: Case) -> Finding | None:
         )
     x = example_inputs(model, 2, 8 * case.unit, torch.Generator().manual_seed(0))
     with torch.no_grad():
-        return float((model(x).y - empty(x).y).abs().max()), 0.0, "a model built on the meta device and loaded differs"
+        return (
+            difference(empty(x).y, model(x).y, "y of the model"),
+            0.0,
+            "a model built on the meta device and loaded differs",
+        )
 
 
-@law("bfloat16 and float32 run, and float32 agrees with float64", needs=("determinism",))
-def dtypes(case: Case) -> Finding | None:
-    x = case.inputs(2, 12 * case.unit)
+@law(
+    "bfloat16 and float32 run, and float32 agrees with float64",
+    needs=("determinism",),
+    trials=tokens(2, 12),
+    code="""
+found = layer(x, ctx).y
+for dtype in (torch.bfloat16, torch.float32):
+    wanted = layer.to(dtype)(x.to(dtype), ctx).y
+    print(wanted)
+""",
+)
+def dtypes(case: Case, trial: Trial) -> Finding | None:
+    x = case.x(trial)
     y = case.run(x).y
-    findings = []
     for dtype in (torch.bfloat16, torch.float32):
         layer = copy.deepcopy(case.layer).to(dtype)
         with torch.no_grad():
             out: Output = layer(x.to(dtype) if x.is_floating_point() else x, case.ctx)
         if out.y.dtype != dtype or not bool(out.y.isfinite().all()):
             raise Failure(f"in {dtype}, y is {out.y.dtype} and {'finite' if out.y.isfinite().all() else 'not finite'}")
-        findings.append(float((out.y.double() - y).abs().max() / y.abs().max().clamp(min=1)))
+        gap = difference(out.y.double(), y)
     # A discrete choice (top-k) may fall differently in lower precision; bfloat16 is only asked to run.
-    return findings[1], 1e-3, "float32 and float64 differ"
+    return gap, 1e-3, "float32 and float64 differ"
 
 
 def _if_compiles(case: Case) -> str | None:
     return None if case.capabilities.compiles else "declares that torch.compile cannot take it"
 
 
-@law("torch.compile takes it whole and gives the same outputs", needs=("determinism", "donation"), applies=_if_compiles)
-def compiled(case: Case) -> Finding | None:
-    x = case.inputs(2, 4 * case.unit)
+@law(
+    "torch.compile takes it whole and gives the same outputs",
+    needs=("determinism", "donation"),
+    applies=_if_compiles,
+    trials=tokens(2, 4),
+    code="""
+compiled = torch.compile(layer, backend="eager", fullgraph=True)
+found = compiled(x, ctx).y
+wanted = layer(x, ctx).y
+if start:
+    compiled(x[:, :-1], ctx, start)
+""",
+)
+def compiled(case: Case, trial: Trial) -> Finding | None:
+    x = case.x(trial)
+    if not trial.length:
+        return None
     streamed = case.run(x).y
     torch._dynamo.reset()
     try:
@@ -221,13 +287,13 @@ def compiled(case: Case) -> Finding | None:
             y = layer(x, case.ctx).y
             if case.streams and case.capabilities.steps:
                 ctx = case.ctx.replace(donate_state=True)
-                state = case.state(2, capacity=x.shape[1])
+                state = case.state(trial.batch, capacity=x.shape[1])
                 first = layer(x[:, :-1], ctx, state)
                 second = layer(x[:, -1:], ctx, case.carried(first, state))
                 streamed = torch.cat([first.y, second.y], 1)
     except torch._dynamo.exc.TorchDynamoException as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise Failure(f"torch.compile(fullgraph=True) gave up: {reason}") from error
+        raise Failure("torch.compile(fullgraph=True) gave up", reason) from error
     finally:
         torch._dynamo.reset()
     worst = max(difference(found, case.run(x).y) for found in (y, streamed))

@@ -9,42 +9,52 @@ from altx.attach import KVAttach
 from altx.context import Context
 from altx.memory import Memory, attended
 from altx.state import State
-from altx.testing.case import Case, agitate, difference, state_difference
-from altx.testing.check import EXACT, Failure, Finding, law
+from altx.testing.case import Case, Failure, difference, state_difference
+from altx.testing.check import EXACT, Finding, law
 from altx.testing.partners import Ledger
+from altx.testing.trial import Trial, plain
 
 
 def _if_memory(case: Case) -> str | None:
     return None if case.subject.memory else "is not a memory"
 
 
-@law("scan equals the loop of reads and writes", applies=_if_memory)
-def scan(case: Case) -> Finding | None:
-    assert case.subject.memory
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        memory = case.subject.memory().double()
-    agitate(memory)
-    width = case.subject.width or case.subject.dim
-    x = torch.randn(2, 9, width, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    mask = torch.ones(2, 9, dtype=torch.bool)
-    mask[0, :2] = mask[1, 4] = False
-    worst = 0.0
-    contexts = [case.ctx, case.ctx.replace(mask=mask)] if memory.capabilities.masked else [case.ctx]
-    if memory.capabilities.reset:
-        flags = torch.zeros(2, 9, dtype=torch.bool)
-        flags[:, 5] = True
-        contexts.append(case.ctx.replace(reset=flags))
-    for ctx in contexts:
-        state = memory.init_state(2, dtype=torch.float64)
-        with torch.no_grad():
-            fast, plain = memory.scan(x, state, ctx), Memory.scan(memory, x, state, ctx)
-        worst = max(worst, state_difference(fast.state, plain.state))
-        real = mask if ctx.mask is not None else torch.ones_like(mask)
-        found, wanted = ([read.value, *(read.attended or ())] for read in (fast.read, plain.read))
-        for one, other in zip(found, wanted, strict=True):
-            if one is not None and other is not None:
-                worst = max(worst, difference(one[real], other[real]))
+def _scans(case: Case) -> list[Trial]:
+    found = [plain(2, 9)]
+    if case.memory.capabilities.masked:
+        found.append(Trial(("..xxxxxxx", "xxxx.xxxx")))
+    if case.memory.capabilities.reset:
+        found.append(Trial(("xxxxxRxxx",) * 2))
+    return found
+
+
+@law(
+    "scan equals the loop of reads and writes",
+    needs=("shapes",),
+    applies=_if_memory,
+    trials=_scans,
+    code="""
+from altx.memory import Memory
+
+start = memory.init_state(len(x), dtype=torch.float64)
+out = memory.scan(x, start, ctx)
+ref = Memory.scan(memory, x, start, ctx)
+found, wanted = out.read.value, ref.read.value
+""",
+    states=("out.state", "ref.state"),
+)
+def scan(case: Case, trial: Trial) -> Finding | None:
+    memory, ctx = case.memory, case.context(trial)
+    x = case.told(trial)
+    state = memory.init_state(trial.batch, dtype=torch.float64)
+    with torch.no_grad():
+        fast, loop = memory.scan(x, state, ctx), Memory.scan(memory, x, state, ctx)
+    worst: float = state_difference(fast.state, loop.state)
+    real = torch.ones(trial.batch, trial.length, dtype=torch.bool) if trial.mask is None else trial.mask
+    found, wanted = ([read.value, *(read.attended or ())] for read in (fast.read, loop.read))
+    for one, other in zip(found, wanted, strict=True):
+        if one is not None and other is not None:
+            worst = max(worst, difference(one[real], other[real], "what is read at the real tokens"))
     return worst, EXACT, "scan differs from the loop of reads and writes"
 
 
@@ -54,13 +64,47 @@ def _if_recalls(case: Case) -> str | None:
     return None if case.capabilities.accepts_kv else "takes no keys and values of a memory"
 
 
+def _recalls(case: Case) -> list[Trial]:
+    return [plain(2, 4, 1, 4), Trial(("..xxx.xxx", "xxx.xxx.."))]
+
+
+def _recall_code(trial: Trial, label: str) -> str:
+    code = """
+from altx.attach import KVAttach
+from altx.testing.partners import Ledger
+
+joined = KVAttach(layer, Ledger(layer.hands)).double()
+start = joined.init_state(len(x), dtype=torch.float64)
+out = joined(x, ctx, start)
+"""
+    if trial.mask is not None:
+        return f"""{code}alone = joined(x[mask].unflatten(0, (len(x), -1)), plain, start)
+found, wanted = out.y[mask], alone.y.flatten(0, 1)
+"""
+    if not label:
+        return f"{code}print(out.y, layer(x, ctx).y)"
+    return f"""{code}state, ys = start, []
+for a, b in {{calls}}:
+    one = joined(x[:, a:b], ctx, state)
+    state = one.state
+    ys.append(one.y)
+found, wanted = torch.cat(ys, 1), out.y
+"""
+
+
 @law(
-    "keys and values of a memory join its softmax, whatever the calls", needs=("splits", "padding"), applies=_if_recalls
+    "keys and values of a memory join its softmax, whatever the calls",
+    needs=("splits", "padding"),
+    applies=_if_recalls,
+    trials=_recalls,
+    parts="drop",
+    code=_recall_code,
+    states=("state", "out.state"),
 )
-def recall(case: Case) -> Finding | None:
+def recall(case: Case, trial: Trial) -> Finding | None:
     if case.layer.hands is None:
         raise Failure("declares accepts_kv, and does not say in `hands` what it hands to a memory")
-    layer, x = KVAttach(case.layer, Ledger(case.layer.hands)).double(), case.inputs(2, 9)
+    layer, x, ctx = KVAttach(case.layer, Ledger(case.layer.hands)).double(), case.x(trial), case.context(trial)
 
     def run(x: Tensor, ctx: Context, state: State) -> tuple[Tensor, State]:
         with torch.no_grad():
@@ -68,21 +112,24 @@ def recall(case: Case) -> Finding | None:
         assert out.state
         return out.y, out.state
 
-    fresh = layer.init_state(2, dtype=torch.float64)
-    whole, end = run(x, case.ctx, fresh)
-    if difference(whole, case.run(x).y) == 0:
+    fresh = layer.init_state(trial.batch, dtype=torch.float64)
+    whole, end = run(x, ctx, fresh)
+    if trial.mask is not None:
+        # With masked tokens before and between, the real ones read the same.
+        counts = trial.mask.sum(1)
+        if not bool((counts == counts[0]).all()):
+            return None
+        alone, _ = run(x[trial.mask].unflatten(0, (trial.batch, -1)), case.ctx, fresh)
+        gap = difference(whole[trial.mask].reshape(alone.shape), alone, "y at the real tokens")
+        return gap, EXACT, "with a memory, padded tokens differ from the real ones alone"
+    if trial.length > 1 and not difference(whole, case.run(x).y):
         raise Failure("a memory's keys and values change nothing")
     shut = case.ctx.replace(recall=lambda q, k, v, _: attended(q, k[:, None], v[:, None])._replace(share=q[..., 0] * 0))
     if difference(case.run(x, shut).y, case.run(x).y) > EXACT:
         raise Failure("a memory whose gate is shut changes something: `Attended.share` says how much of it to take")
     state, ys = fresh, []
-    for start, stop in ((0, 4), (4, 5), (5, 9)):
+    for start, stop in trial.borders():
         y, state = run(x[:, start:stop], case.ctx, state)
         ys.append(y)
-    worst = max(difference(torch.cat(ys, 1), whole), state_difference(state, end))
-    # With masked tokens before and between, the real ones read the same.
-    mask = torch.tensor([[0, 0, 1, 1, 1, 0, 1, 1, 1], [1, 1, 1, 0, 1, 1, 1, 0, 0]], dtype=torch.bool)
-    real = torch.stack([row[there] for row, there in zip(x, mask, strict=True)])
-    y, _ = run(x, case.ctx.replace(mask=mask), fresh)
-    alone, _ = run(real, case.ctx, fresh)
-    return max(worst, difference(y[mask].reshape(alone.shape), alone)), EXACT, "calls with a memory differ"
+    worst = max(difference(torch.cat(ys, 1), whole, "y with a state"), state_difference(state, end))
+    return worst, EXACT, "with a memory, several calls differ from one"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
+import shlex
 import time
-import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import nn
@@ -30,10 +30,13 @@ from altx.router import Router
 from altx.segment_loop import SegmentLoop
 from altx.spec import BuildContext, Heads, MemorySpec
 from altx.testing import basics, batching, graphs, learning, memories, streaming
-from altx.testing.case import Case, Subject
-from altx.testing.check import REGISTERED, Check, Failure, ordered
+from altx.testing.case import Case, Failure, Subject
+from altx.testing.check import REGISTERED, Check, ordered
+from altx.testing.examples import describe
 from altx.testing.partners import Across, MovingAverage, Numbered, SelfAttention
-from altx.testing.result import Result
+from altx.testing.result import Result, Status
+from altx.testing.shrink import Breach, Held, attempt, raised, smallest
+from altx.testing.trial import Trial
 
 assert basics and streaming and batching and graphs and memories and learning, "importing a module registers its checks"
 
@@ -51,8 +54,16 @@ def subjects(
     kind: str | None = None,
     config: Mapping[str, Any] | None = None,
     plugins: registry.Registry | None = None,
+    dim: int | None = None,
 ) -> list[Subject]:
     """Everything about a component that is checked: each direction, each attach mode.
+
+    Args:
+        name: short or qualified.
+        kind: needed where several kinds have a component of that name.
+        config: its settings.
+        plugins: the registry to use.
+        dim: width; default the first of `DIMS` that suits it.
 
     Raises:
         AltxError: if the component is unknown, broken, or refuses the config.
@@ -62,16 +73,43 @@ def subjects(
     if "capabilities" not in component.spec.roles:
         raise AltxError(f"{component} promises nothing that the contract has laws for")
     ref = ComponentRef.model_validate({**(config or {}), "name": component.qualified})
-    part = _fitting(plugins, component.spec.kind, ref)
-    dim = part[1]
+    part, width = _fitting(plugins, component.spec.kind, ref, (dim,) if dim else DIMS)
     make = {"memory": _memory_subjects, "router": _router_subjects}.get(component.spec.kind, _layer_subjects)
-    return make(component.name, part[0], dim, ref, plugins)
+
+    def complete(made: Subject) -> Subject:
+        settings = [f"kind={kind!r}"] if kind else []
+        settings += [f"config={dict(config)!r}"] if config else []
+        # Values of --set are YAML, of which JSON is a part.
+        values = [f"--set {shlex.quote(f'{path}={json.dumps(value)}')}" for path, value in (config or {}).items()]
+        return replace(
+            made,
+            resized=lambda dim: subject(made.name, kind, config, plugins, dim, of=name),
+            origin=", ".join([f'"{made.name}"', *settings]),
+            command=" ".join(["altx check", name, *([f"--kind {kind}"] if kind else []), *values]),
+        )
+
+    return [complete(made) for made in make(component.name, part, width, ref, plugins)]
 
 
-def _fitting(plugins: registry.Registry, kind: str, ref: ComponentRef) -> tuple[Part, int]:
-    """The component's settings, and the smallest width that suits them."""
+def subject(
+    label: str,
+    kind: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    plugins: registry.Registry | None = None,
+    dim: int | None = None,
+    of: str | None = None,
+) -> Subject:
+    """One of `subjects`, by its name; `of` is the component's, where that is ambiguous."""
+    known = {made.name: made for made in subjects(of or label.partition("[")[0], kind, config, plugins, dim)}
+    if label not in known:
+        raise AltxError(f"there is no {label!r} to check", hint=f"there is {', '.join(known)}")
+    return known[label]
+
+
+def _fitting(plugins: registry.Registry, kind: str, ref: ComponentRef, dims: Sequence[int]) -> tuple[Part, int]:
+    """The component's settings, and the first width that suits them."""
     problem: AltxError | None = None
-    for dim in DIMS:
+    for dim in dims:
         try:
             return resolve_part(plugins, kind, ref, ref.name, dim), dim
         except ConfigError as error:
@@ -210,48 +248,79 @@ def _router_subjects(name: str, part: Part, dim: int, ref: ComponentRef, plugins
     return found
 
 
+class Trying:
+    """One subject under the checks, each of which runs once, when it is asked for, after those that it builds on."""
+
+    def __init__(self, subject: Subject) -> None:
+        self.case = Case(subject)
+        self._results: dict[str, Result] = {}
+
+    def result(self, name: str) -> Result:
+        """What became of a check."""
+        if name not in self._results:
+            check = REGISTERED[name]
+            broken = [need for need in check.needs if _broken(self.result(need))]
+            self._results[name] = _run_one(check, self.case, broken)
+        return self._results[name]
+
+
+def _broken(result: Result) -> bool:
+    return result.status == "failed" or (result.status == "skipped" and result.message.startswith("needs "))
+
+
 def run(subject: Subject, only: Sequence[str] = ()) -> list[Result]:
     """Check one subject. With `only`, just those checks and the ones they build on.
 
     Raises:
         ConfigError: if `only` names a check that does not exist.
     """
-    wanted = _closure(only) if only else set(REGISTERED)
-    case, results = Case(subject), []
-    failed: set[str] = set()
-    for check in ordered():
-        if check.name not in wanted:
-            continue
-        result = _run_one(check, case, failed)
-        if result.status == "failed" or (result.status == "skipped" and result.message.startswith("needs ")):
-            failed.add(check.name)
-        results.append(result)
-    return results
+    wanted, trying = _closure(only) if only else set(REGISTERED), Trying(subject)
+    return [trying.result(check.name) for check in ordered() if check.name in wanted]
 
 
-def _run_one(check: Check, case: Case, failed: set[str]) -> Result:
+def _unfit(case: Case) -> Breach | None:
+    """Why no check can begin: what every check would stumble over is one failure, of the first."""
+    try:
+        layer = case.layer
+        if not isinstance(layer, (Layer, Model)):
+            raise Failure(f"build returned a {type(layer).__name__}, not an altx.layer.Layer")
+        if not isinstance(getattr(layer, "capabilities", None), Capabilities):
+            raise Failure(f"{type(layer).__name__} has no `capabilities`, an altx.capabilities.Capabilities")
+    except Failure as error:
+        return Breach((), str(error))
+    except Exception as error:
+        return raised(error)
+    return None
+
+
+def _run_one(check: Check, case: Case, missing: Sequence[str]) -> Result:
     start = time.perf_counter()
 
-    def result(status: Any, message: str = "", value: float | None = None, tolerance: float | None = None) -> Result:
+    def result(status: Status, message: str = "", example: str = "", measured: Breach | Held | None = None) -> Result:
         seconds = time.perf_counter() - start
-        return Result(check.name, check.law, case.subject.name, status, value, tolerance, message, seconds)
+        value, tolerance = (measured.value, measured.tolerance) if measured else (None, None)
+        return Result(check.name, check.law, case.subject.name, status, value, tolerance, message, example, seconds)
 
-    if missing := [name for name in check.needs if name in failed]:
+    if missing:
         return result("skipped", f"needs {', '.join(missing)}")
+    if not check.needs and (breach := _unfit(case)):
+        return result("failed", f"it cannot be checked: {breach.message}", breach.detail)
+    worst = Held()
     try:
         if reason := check.applies(case):
             return result("skipped", reason)
-        finding = check.run(case)
-    except Failure as error:
-        return result("failed", str(error))
+        trials = check.trials(case) if check.trials else [Trial(("",))]
     except Exception as error:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        return result("failed", f"raised {registry.describe(error)} ({Path(frame.filename).name}:{frame.lineno})")
-    if finding is None:
-        return result("passed")
-    value, tolerance, message = finding
-    # Not `value > tolerance`, which NaN would pass.
-    return result("passed", "", value, tolerance) if value <= tolerance else result("failed", message, value, tolerance)
+        breach = raised(error)
+        return result("failed", breach.message, breach.detail)
+    for trial in trials:
+        found = attempt(check, case, trial)
+        if isinstance(found, Breach):
+            least = smallest(check, case, trial, found) if check.trials else (case, trial, found)
+            return result("failed", found.message, describe(check, *least), found)
+        if worst.value is None or (found.value or 0.0) > worst.value:
+            worst = found
+    return result("passed", measured=worst)
 
 
 def _closure(names: Iterable[str]) -> set[str]:
@@ -290,10 +359,15 @@ def check_component(
     return [result for subject in subjects(name, kind, config, plugins) for result in run(subject, only)]
 
 
-def prove(model: Model) -> list[Result]:
-    """Prove the main laws on a composed model: on a copy in float64, with agitated parameters."""
+def of_model(model: Model) -> Subject:
+    """A composed model as something to check."""
     if any(isinstance(module, SegmentLoop) for module in model.modules()):
         model = _in_short_segments(copy.deepcopy(model))
-    subject = Subject("model", lambda: model, model.config.dim, model.config.causal)
+    return Subject("model", lambda: model, model.config.dim, model.config.causal, origin="model")
+
+
+def prove(model: Model) -> list[Result]:
+    """Prove the main laws on a composed model: on a copy in float64, with agitated parameters."""
     wanted = set(PROOFS)
+    subject = of_model(model)
     return [result for result in run(subject, PROOFS) if result.check in wanted or result.status == "failed"]
