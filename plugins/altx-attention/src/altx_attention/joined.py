@@ -14,7 +14,7 @@ LEAST = -1e3
 """Smallest weight handed to a kernel, as a logarithm: next to any slot it is 0, and float16 holds it."""
 
 
-def joined(near: Callable[[Tensor, Tensor], Tensor], v: Tensor, sinks: Tensor | None, far: Attended) -> Tensor:
+def joined(near: Callable[[Tensor, Tensor | None], Tensor], v: Tensor, sinks: Tensor | None, far: Attended) -> Tensor:
     """(B, T, H, D) from both, as if all keys had stood side by side; or, where the memory has a gate, mixed by it.
 
     To the slots, the keys of the memory are a sink of their weight. A feature of 1 in each value comes back as the
@@ -27,8 +27,9 @@ def joined(near: Callable[[Tensor, Tensor], Tensor], v: Tensor, sinks: Tensor | 
         far: attention to the memory alone.
     """
     if far.share is not None:
-        y = near(v, sinks)
-        return y + (far.share[..., None].to(y.dtype) * (far.value.to(y.dtype) - y))
+        alone = near(v, sinks)
+        share: Tensor = far.share[..., None].to(alone.dtype)
+        return alone + share * (far.value.to(alone.dtype) - alone)
     weight = far.weight.clamp(min=LEAST)
     whole = weight if sinks is None else torch.logaddexp(weight, sinks.to(weight.dtype).expand_as(weight))
     y = near(F.pad(v, (0, 1), value=1.0), whole)
