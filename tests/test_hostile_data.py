@@ -11,6 +11,8 @@ which takes about half an hour on one core, stops at the first finding, keeps it
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import gc
 import json
 import os
@@ -33,8 +35,9 @@ from typing import Any
 
 SECONDS = 20.0
 """CPU time that one input may take."""
-GROWTH = 100 << 20
-"""Bytes by which the process may have grown at the end, since its first thousand inputs."""
+OBJECTS, GROWTH = 20_000, 256 << 20
+"""Python objects and bytes by which the process may have grown at the end, since its first thousand inputs. What is left
+of memory after models of thousands of parts is in pieces, so that bytes tell less than objects."""
 PEAK = 2 << 30
 """Bytes that it may ever have had."""
 MESSAGE = 20_000
@@ -426,8 +429,10 @@ def limited(seconds: float) -> Iterator[None]:
 
 
 def memory() -> int:
-    """Resident bytes of this process."""
+    """Resident bytes of this process, without what is free and kept for later."""
     gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -442,7 +447,7 @@ def main() -> None:
     fuzzer = Fuzzer(folder, options.seed)
     sys.addaudithook(_audit)
     outcomes: Counter[str] = Counter()
-    slowest, largest, before, start = (0.0, 0), (0, 0), 0, time.process_time()
+    slowest, largest, before, start = (0.0, 0), (0, 0), (0, 0), time.process_time()
     for index in range(options.inputs):
         path = folder / str(index)
         kind = fuzzer.input(path)
@@ -457,18 +462,20 @@ def main() -> None:
             largest = peak, index
         shutil.rmtree(path)
         if index == min(1000, options.inputs // 2):
-            before = memory()
-    growth = memory() - before
+            before = len(gc.get_objects()), memory()
+    growth = memory() - before[1]
+    objects = len(gc.get_objects()) - before[0]
     shutil.rmtree(folder)
     print(
         json.dumps(
             {
                 "inputs": options.inputs, "seconds": round(time.process_time() - start), "slowest": slowest,
                 "largest": largest,
-                "growth_mb": round(growth / 1e6, 1), "outcomes": dict(sorted(outcomes.items())),
+                "objects": objects, "growth_mb": round(growth / 1e6, 1), "outcomes": dict(sorted(outcomes.items())),
             }, indent=2,
         )
     )  # fmt: skip
+    assert objects < OBJECTS, f"{objects} objects were left"
     assert growth < GROWTH, f"the process grew by {growth} bytes"
     assert largest[0] < PEAK, f"the process had {largest[0]} bytes with input {largest[1]}"
 
