@@ -36,8 +36,8 @@ from typing import Any
 SECONDS = 20.0
 """CPU time that one input may take."""
 OBJECTS, GROWTH = 20_000, 256 << 20
-"""Python objects and bytes by which the process may have grown at the end, since its first thousand inputs. What is left
-of memory after models of thousands of parts is in pieces, so that bytes tell less than objects."""
+"""Python objects and bytes by which the process may have grown at the end, since its first thousand inputs. What is
+left of memory after models of thousands of parts is in pieces, so that bytes tell less than objects."""
 PEAK = 2 << 30
 """Bytes that it may ever have had."""
 MESSAGE = 20_000
