@@ -87,6 +87,12 @@ def test_a_hybrid_is_composed_and_proved_from_wheels(clean: Environment) -> None
     assert {p["status"] for p in proofs} == {"passed"}
 
 
+def test_the_guide_and_the_pytest_plugin_are_in_the_wheel(clean: Environment) -> None:
+    assert clean.altx("guide", "padding").stdout.startswith("### padding\n")
+    (metadata,) = clean.bin.parent.glob("lib/**/altx-*.dist-info/entry_points.txt")
+    assert "[pytest11]\naltx = altx.pytest_plugin" in metadata.read_text()
+
+
 def test_commands_of_plugins_are_found(clean: Environment) -> None:
     assert "train" in clean.altx("--help").stdout
     assert clean.altx("train", "--help").returncode == 0

@@ -1,0 +1,21 @@
+"""Which plugin a test is about: that of the project it stands in. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+from altx.discovery import installed
+
+
+def distribution_of(path: Path) -> str | None:
+    """The installed distribution whose pyproject.toml is the nearest above a file, if it offers plugins."""
+    for folder in path.resolve().parents:
+        try:
+            name = tomllib.loads((folder / "pyproject.toml").read_text("utf-8"))["project"]["name"]
+        except (OSError, KeyError, ValueError):
+            continue
+        canonical = re.sub(r"[-_.]+", "-", str(name)).lower()
+        return canonical if any(plugin.distribution == canonical for plugin in installed()) else None
+    return None
