@@ -19,6 +19,7 @@ class AverageConfig(Config):
 
     deaf: bool = Field(False, description="break the law of gradients")
     curious: bool = Field(False, description="look at values, which a model on meta does not have")
+    silent: bool = Field(False, description="return one channel")
     rate: float = Field(0.5, gt=0, description="not used")
 
     def fit(self, dim: int) -> None:
@@ -35,6 +36,8 @@ def memory_capabilities(config: AverageConfig) -> MemoryCapabilities:
 
 
 def build(config: AverageConfig, ctx: BuildContext) -> Any:
+    from dataclasses import replace
+
     import torch
 
     from altx.testing.partners import MovingAverage
@@ -43,6 +46,8 @@ def build(config: AverageConfig, ctx: BuildContext) -> Any:
     mixer = MovingAverage(ctx.dim)
     if config.deaf:
         mixer.unused = torch.nn.Parameter(torch.zeros(1))
+    if config.silent:
+        mixer.register_forward_hook(lambda module, args, out: replace(out, y=out.y[..., :1]))
     if config.curious:
         mixer.register_forward_pre_hook(lambda module, args: (bool(args[0].sum() > 0), args)[1])
     return mixer

@@ -17,6 +17,9 @@ def test_a_broken_law_exits_with_1_and_says_why(altx):
     assert result.exit_code == 1
     assert "FAILED" in result.stdout
     assert "unused" in result.stdout
+    assert "row 0   x | x" in result.stdout
+    assert "example(\"average\", config={'deaf': True}, dim=8, batch=1, length=2)" in result.stdout
+    assert "      altx guide gradients" in result.stdout.splitlines()
     assert "1 failed" in result.stdout.splitlines()[-1]
 
 
@@ -33,6 +36,14 @@ def test_an_unknown_check_lists_the_checks(altx):
     assert result.exit_code == 2
     assert "there is no check 'nonsense'" in result.stderr
     assert "parallel = one token at a time" in result.stderr
+
+
+def test_what_builds_on_a_broken_law_is_one_line(altx):
+    result = altx("check", "average", "--set", "silent=true")
+    assert result.exit_code == 1
+    assert "y has not the width of x" in result.stdout
+    assert result.stdout.count("skipped, as a law that they build on is broken:") == 1
+    assert len(result.stdout.splitlines()) < 40
 
 
 def test_an_unknown_component_or_setting_exits_with_2(altx):

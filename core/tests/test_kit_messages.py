@@ -189,3 +189,12 @@ def test_what_is_not_there_to_check_is_an_error() -> None:
         example("swiglu[kv]")
     with pytest.raises(ConfigError, match="no check 'halfs'"):
         run(subject(MovingAverage), ["halfs"])
+
+
+def test_a_component_that_leaves_the_process_fails_like_any_other() -> None:
+    class Leaves(MovingAverage):
+        def forward(self, x, ctx=specimens.FRESH, state=None):
+            raise SystemExit(3)
+
+    failed = [result for result in run(Subject("leaves", lambda: Leaves(16))) if result.status == "failed"]
+    assert [result.message.partition(" (")[0] for result in failed] == ["raised SystemExit: 3"]

@@ -107,9 +107,13 @@ def findings(results: Sequence[Mapping[str, Any]]) -> list[str]:
     skipped: dict[str, list[str]] = {}
     for result in results:
         if result["status"] == "skipped":
-            skipped.setdefault(result["message"], []).append(result["check"])
+            needs = result["message"].startswith("needs ")
+            reason = "as a law that they build on is broken" if needs else result["message"]
+            skipped.setdefault(reason, []).append(result["check"])
     for reason, names in skipped.items():
-        lines += textwrap.wrap(f"skipped, {reason}: {', '.join(names)}", 100, subsequent_indent="    ")
+        lines += textwrap.wrap(
+            f"skipped, {reason}: {', '.join(names)}", 100, subsequent_indent="    ", break_on_hyphens=False
+        )
     return lines
 
 

@@ -65,7 +65,8 @@ def nested(settings: dict[str, Any]) -> dict[str, Any]:
 def _text(results: list[dict[str, Any]], totals: Counter[str]) -> list[str]:
     lines: list[str] = []
     for subject in dict.fromkeys(result["subject"] for result in results):
-        lines += [subject, *(f"  {line}" for line in findings([r for r in results if r["subject"] == subject])), ""]
+        told = findings([result for result in results if result["subject"] == subject])
+        lines += [subject, *(f"  {line}".rstrip() for line in told), ""]
     seconds = sum(result["seconds"] for result in results)
     counts = ", ".join(
         f"{totals[status]} {status}" for status in ("passed", "failed", "waived", "skipped") if totals[status]

@@ -203,7 +203,7 @@ def _evidence(report: dict[str, Any]) -> list[str]:
         lines += ["", f"kernels, {kernels[0]['dtype']} on {kernels[0]['device']}"]
         lines += [f"  {line}" for line in table([_kernel(kernel) for kernel in kernels])]
     lines += ["", "proofs, in float64 with perturbed weights"]
-    return lines + [f"  {line}" for line in findings(report["proofs"])]
+    return lines + [f"  {line}".rstrip() for line in findings(report["proofs"])]
 
 
 def _kernel(kernel: dict[str, Any]) -> list[str]:

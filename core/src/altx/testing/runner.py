@@ -288,7 +288,7 @@ def _unfit(case: Case) -> Breach | None:
             raise Failure(f"{type(layer).__name__} has no `capabilities`, an altx.capabilities.Capabilities")
     except Failure as error:
         return Breach((), str(error))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return raised(error)
     return None
 
@@ -310,7 +310,7 @@ def _run_one(check: Check, case: Case, missing: Sequence[str]) -> Result:
         if reason := check.applies(case):
             return result("skipped", reason)
         trials = check.trials(case) if check.trials else [Trial(("",))]
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         breach = raised(error)
         return result("failed", breach.message, breach.detail)
     for trial in trials:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sysconfig
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +54,7 @@ def attempt(check: Check, case: Case, trial: Trial) -> Breach | Held:
         finding = check.run(case, trial)
     except Failure as error:
         return Breach(("failure", str(error)), str(error), error.detail)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return raised(error)
     if finding is None:
         return Held()
@@ -66,19 +67,22 @@ def attempt(check: Check, case: Case, trial: Trial) -> Breach | Held:
     return Breach(("finding", message), message, detail, gap, float(value), tolerance)
 
 
-def raised(error: Exception) -> Breach:
+def raised(error: BaseException) -> Breach:
     """An exception, at the line of the component that it comes from."""
-    frame = blamed(error)
+    words, cause = describe(error), error
+    while cause.__cause__:
+        cause = cause.__cause__
+    frame = _blamed(cause)
     where = f"{Path(frame.filename).name}:{frame.lineno}"
     lines = [f"{frame.filename}:{frame.lineno}, in {frame.name}", *([f"    {frame.line}"] if frame.line else [])]
-    return Breach(("raised", type(error).__name__, where), f"raised {describe(error)} ({where})", "\n".join(lines))
+    return Breach(("raised", type(error).__name__, where), f"raised {words} ({where})", "\n".join(lines))
 
 
-def blamed(error: BaseException) -> FrameSummary:
-    """The innermost frame that is neither altx's nor torch's, or else the innermost."""
+def _blamed(error: BaseException) -> FrameSummary:
+    """The innermost frame that is neither altx's nor of an installed package or Python's own, or else the innermost."""
     frames = extract_tb(error.__traceback__)
-    here, torch = str(Path(__file__).parent.parent), "/site-packages/"
-    theirs = [f for f in frames if not f.filename.startswith((here, "<")) and torch not in f.filename]
+    others = (str(Path(__file__).parent.parent), sysconfig.get_path("stdlib"), "<")
+    theirs = [f for f in frames if not f.filename.startswith(others) and "site-packages" not in f.filename]
     return (theirs or list(frames))[-1]
 
 
