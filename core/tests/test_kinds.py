@@ -91,7 +91,7 @@ def test_what_a_kind_does_without_is_not_missed(both) -> None:
     from altx.part import examine
 
     (suite,) = both(True).components("suite")
-    assert examine(suite) == "suite 'quick': its build 'm:b' leads nowhere: there is no module m"
+    assert examine(suite) == "suite 'quick' of altx-a-guest 1.0: its build 'm:b' leads nowhere: there is no module m"
     object.__setattr__(suite.spec, "build", "math:sqrt")
     assert examine(suite) is None
 
