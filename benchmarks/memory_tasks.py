@@ -1,0 +1,182 @@
+"""What a memory lets a model learn: models with one, trained beside the same backbone without it.
+
+    python benchmarks/memory_tasks.py [copy] [recall] [--models NAME ...] [--seeds 0 1 2] [--steps N] [--json out.json]
+
+copy: 8-bit vectors are repeated after a delimiter, lengths 1 to 20; wrong bits of a sequence (Graves et al. 2014, 4.1).
+The setting is that of the paper and of pytorch-ntm: memory 128 x 20, one head that reads and one that writes, an LSTM
+of 100 units, RMSProp with momentum 0.9 and rate 1e-4, gradients clipped to +-10, one sequence a step. The control is
+three layers of LSTM, 256 wide (the paper's width).
+
+recall: 8 pairs of a key and a value, then every key again in another order; the part of the values that follow rightly.
+Two blocks of LSTM and feed-forward, 64 wide, the second with a DNC's memory attached; the control, 80 wide, has more
+parameters and no memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from altx import registry
+from altx.compose import compose
+from altx.model import Model
+
+PLUGINS = registry.Registry(
+    [*metadata.entry_points(group=registry.GROUP), metadata.EntryPoint("lstm", "lstm", registry.GROUP)]
+)
+BITS = 8
+PAIRS, KEYS = 8, 32
+
+
+def copy_batch(batch: int, length: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Bits, a delimiter, silence (B, 2 L + 1, 9), and the bits (B, L, 8) that are due in the silence."""
+    bits = torch.randint(2, (batch, length, BITS), generator=generator).float()
+    x = torch.zeros(batch, 2 * length + 1, BITS + 1)
+    x[:, :length, :BITS], x[:, length, BITS] = bits, 1
+    return x, bits
+
+
+def wrong_bits(model: Model, x: Tensor, bits: Tensor) -> Tensor:
+    """(B,) bits of each sequence that are on the wrong side of one half."""
+    with torch.no_grad():
+        y = model(x).y[:, -bits.shape[1] :]
+    return ((y > 0) != (bits > 0.5)).sum((1, 2)).float()
+
+
+def copy_model(name: str, seed: int) -> Model:
+    """`ntm`, or the control `lstm`."""
+    ends = {"input": {"kind": "vectors", "size": BITS + 1}, "head": {"kind": "vectors", "size": BITS}}
+    plain = {"mixer": "lstm", "feed_forward": "none", "norm": "none", "final_norm": "none", **ends}
+    if name == "lstm":
+        return compose({**plain, "dim": 256, "layers": 3}, seed=seed, plugins=PLUGINS)
+    memory = {"name": "ntm", "slots": 128, "width": 20}
+    return compose(
+        {**plain, "dim": 100, "layers": 1, "memory": memory, "attach": "controller"}, seed=seed, plugins=PLUGINS
+    )
+
+
+def copy(name: str, seed: int, steps: int, every: int = 500) -> dict[str, Any]:
+    """Train on the copy task; steps are sequences."""
+    model, draw = copy_model(name, seed), torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.RMSprop(model.parameters(), lr=1e-4, alpha=0.95, momentum=0.9)
+    held_out = [copy_batch(16, length, torch.Generator().manual_seed(1000 + length)) for length in range(1, 21)]
+    curve: list[tuple[int, float]] = []
+    start = time.perf_counter()
+    for step in range(1, steps + 1):
+        x, bits = copy_batch(1, int(torch.randint(1, 21, (1,), generator=draw)), draw)
+        loss = F.binary_cross_entropy_with_logits(model(x).y[:, -bits.shape[1] :], bits)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_value_(model.parameters(), 10)
+        optimizer.step()
+        if step % every == 0 or step == steps:
+            wrong = torch.cat([wrong_bits(model, *each) for each in held_out]).mean().item()
+            curve.append((step, wrong))
+            print(
+                f"  {name} seed {seed} {step}: {wrong:.3f} wrong bits, {time.perf_counter() - start:.0f} s", flush=True
+            )
+    lengths = {}
+    for length in (10, 20, 30, 40, 50, 80, 120):
+        batch = copy_batch(50, length, torch.Generator().manual_seed(2000 + length))
+        lengths[length] = wrong_bits(model, *batch).mean().item()
+    return {
+        "seed": seed,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "first below 0.1": next((s for s, wrong in curve if wrong < 0.1), None),
+        "wrong bits": curve,
+        "wrong bits at length": lengths,
+        "seconds": time.perf_counter() - start,
+    }
+
+
+def recall_batch(batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Tokens: keys and values in turn, then the keys again (B, 3 PAIRS), and the values then due (B, PAIRS)."""
+    keys = torch.stack([torch.randperm(KEYS, generator=generator)[:PAIRS] for _ in range(batch)])
+    values = KEYS + torch.randint(KEYS, (batch, PAIRS), generator=generator)
+    order = torch.stack([torch.randperm(PAIRS, generator=generator) for _ in range(batch)])
+    told = torch.stack([keys, values], -1).flatten(1)
+    return torch.cat([told, keys.gather(1, order)], 1), values.gather(1, order)
+
+
+def recall_model(name: str, seed: int) -> Model:
+    """`dnc`, or the control `lstm`."""
+    plain = {
+        "mixer": "lstm", "layers": 2, "input": {"kind": "tokens", "vocab": 2 * KEYS},
+        "head": {"kind": "language-model", "tie": False},
+    }  # fmt: skip
+    if name == "lstm":
+        return compose({**plain, "dim": 80}, seed=seed, plugins=PLUGINS)
+    memory = {"name": "dnc", "slots": 32, "width": 32, "read_heads": 1}
+    return compose({**plain, "dim": 64, "memory": ["none", memory]}, seed=seed, plugins=PLUGINS)
+
+
+def recall(name: str, seed: int, steps: int, every: int = 100) -> dict[str, Any]:
+    """Train on associative recall; steps are of 32 sequences."""
+    model, draw = recall_model(name, seed), torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    asked, due = recall_batch(256, torch.Generator().manual_seed(999))
+    curve: list[tuple[int, float]] = []
+    start = time.perf_counter()
+    for step in range(1, steps + 1):
+        x, values = recall_batch(32, draw)
+        loss = F.cross_entropy(model(x).y[:, -PAIRS:].flatten(0, 1), values.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if step % every == 0 or step == steps:
+            with torch.no_grad():
+                right = (model(asked).y[:, -PAIRS:].argmax(-1) == due).float().mean().item()
+            curve.append((step, right))
+            print(f"  {name} seed {seed} {step}: {right:.3f} right, {time.perf_counter() - start:.0f} s", flush=True)
+    return {
+        "seed": seed,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "right": curve,
+        "seconds": time.perf_counter() - start,
+    }
+
+
+TASKS = {"copy": (copy, ("ntm", "lstm"), 30_000), "recall": (recall, ("dnc", "lstm"), 1_500)}
+"""By name: how to train, the models, and steps."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"any of {', '.join(TASKS)}; all if none")
+    parser.add_argument("--models", nargs="+", help="only these")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, help="instead of 30,000 (copy) and 1,500 (recall)")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    if unknown := set(args.tasks) - TASKS.keys():
+        parser.error(f"there is no task {unknown.pop()!r}; there are {', '.join(TASKS)}")
+    known = {name for task in args.tasks or TASKS for name in TASKS[task][1]}
+    if unknown := set(args.models or ()) - known:
+        parser.error(f"there is no model {unknown.pop()!r}; there are {', '.join(sorted(known))}")
+    torch.set_num_threads(1)
+    where = {"torch": torch.__version__, "threads": 1, "machine": platform.machine()}
+    report: dict[str, Any] = {"where": where}
+    for task in args.tasks or TASKS:
+        train, models, steps = TASKS[task]
+        print(task)
+        report[task] = {
+            name: [train(name, seed, args.steps or steps) for seed in args.seeds]
+            for name in models
+            if name in (args.models or models)
+        }
+        if args.json:
+            args.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
