@@ -113,7 +113,7 @@ def test_what_is_not_installed_is_told_how_to_get(altx, pip, args):
 
 
 def test_without_pip_it_says_how_to_get_it(altx, pip, monkeypatch, tmp_path):
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(module.PathFinder, "find_spec", lambda name: None)
     monkeypatch.setattr(module.sys, "prefix", str(tmp_path))
     result = altx("install", "mamba")
     assert (result.exit_code, pip.arguments) == (2, [])

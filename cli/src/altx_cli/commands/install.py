@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import shlex
 import subprocess
 import sys
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -160,7 +160,8 @@ def _run_pip(*arguments: str) -> None:
     Raises:
         AltxError: if this Python has no pip.
     """
-    if importlib.util.find_spec("pip") is None:
+    # By path: setuptools hooks the search by name, and warns of its distutils in it.
+    if PathFinder.find_spec("pip") is None:
         from altx.errors import AltxError
 
         settings = Path(sys.prefix, "pyvenv.cfg")

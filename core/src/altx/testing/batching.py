@@ -87,15 +87,16 @@ def all_masked(case: Case, trial: Trial) -> Finding | None:
     if any(row != "x" * cut + "." * (trial.length - cut) for row in trial.rows) or cut == trial.length:
         return None
     nothing = case.context(trial).slice(cut, trial.length)
-    state = case.state(trial.batch)
+    state = None
     if case.streams:
-        state = case.carried(case.run(x[:, :cut], state=state), state)
-    out = case.run(x[:, cut:], nothing, state if case.streams else None)
+        fresh = case.state(trial.batch)
+        state = case.carried(case.run(x[:, :cut], state=fresh), fresh)
+    out = case.run(x[:, cut:], nothing, state)
     for value in [out.y, *out.losses.values()]:
         if not bool(value.isfinite().all()):
             gap = Gap(float("inf"), "y", value, value.nan_to_num(0, 0, 0))
             return gap, 0.0, "masked tokens alone give a number that is not finite"
-    if not case.streams:
+    if state is None:
         return 0.0, 0.0, ""
     return state_difference(case.carried(out, state), state), 0.0, "masked tokens alone changed the state"
 
