@@ -17,13 +17,12 @@ from altx.checkpoint import load, save
 from altx.compose import compose
 from altx.context import Context
 from altx.errors import AltxError
-from altx.layer import FRESH, Layer, Output
 from altx.memory import NOTHING, split_heads
 from altx.resolve import resolve
 from altx.spec import Heads
-from altx.state import State
 from altx.testing import prove
 from altx.testing.case import agitate, difference, state_difference
+from altx.testing.partners import LocalAttention
 
 UPSTREAM = load_file(Path(__file__).with_name("compressive_upstream_values.safetensors"))
 """SelfAttention of the package compressive-transformer-pytorch 0.4.0 in float64, in training, seed 0: width 8, 2 heads,
@@ -113,25 +112,6 @@ def test_it_is_the_papers_algorithms(compression: Any, sizes: dict[str, Any]) ->
         assert abs(float(in_shares) - loss) < 1e-6
 
 
-class Local(Layer):
-    """An attention that begins anew at each segment, and the memory does not."""
-
-    def __init__(self, inner: Layer, size: int) -> None:
-        super().__init__()
-        self.inner, self.size, self.capabilities = inner, size, inner.capabilities
-
-    def forward(self, x: Tensor, ctx: Context = FRESH, state: State | None = None) -> Output:
-        start = (torch.arange(x.shape[1]) % self.size == 0).expand(len(x), -1)
-        recall = ctx.recall
-        assert recall is not None
-
-        def whole(q: Tensor, k: Tensor, v: Tensor, here: Context) -> Any:
-            return recall(q, k, v, here.replace(reset=None))
-
-        out: Output = self.inner(x, ctx.replace(reset=start, recall=whole), state)
-        return out
-
-
 @torch.no_grad()
 def test_it_is_the_package_compressive_transformer_pytorch() -> None:
     model = compose(
@@ -144,7 +124,7 @@ def test_it_is_the_package_compressive_transformer_pytorch() -> None:
     ).double()
     layer = next(module for module in model.modules() if type(module).__name__ == "KVAttach")
     layer.load_state_dict({n: w for n, w in UPSTREAM.items() if n.endswith(("weight", "bias"))})
-    layer.mixer = Local(layer.mixer, 4)
+    layer.mixer = LocalAttention(layer.mixer, 4)
     out = layer(UPSTREAM["x"])
     assert difference(out.y, UPSTREAM["y"]) < 1e-12
     # Theirs are means over segments, ours is one over the 22 tokens, with shares of each segment in float32.

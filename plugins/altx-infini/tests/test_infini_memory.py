@@ -17,14 +17,13 @@ from altx.checkpoint import load, save
 from altx.compose import compose
 from altx.context import Context
 from altx.errors import AltxError
-from altx.layer import FRESH, Layer, Output
 from altx.memory import split_heads
 from altx.optim import optimizer_groups
 from altx.resolve import resolve
 from altx.spec import Heads
-from altx.state import State
 from altx.testing import prove
 from altx.testing.case import agitate, difference, state_difference
+from altx.testing.partners import LocalAttention
 
 UPSTREAM = load_file(Path(__file__).with_name("infini_upstream_values.safetensors"))
 """CausalAttention of the package infini-transformer-pytorch 0.2.1 in float64, seed 0: width 8, 2 heads of 4, over 17
@@ -83,25 +82,6 @@ def test_with_projections_of_its_own_it_is_the_same() -> None:
     assert difference(memory.scan(x, memory.init_state(1)).read.value[0], wanted) < 1e-12
 
 
-class Local(Layer):
-    """An attention that begins anew at each segment, and the memory does not."""
-
-    def __init__(self, inner: Layer, size: int) -> None:
-        super().__init__()
-        self.inner, self.size, self.capabilities = inner, size, inner.capabilities
-
-    def forward(self, x: Tensor, ctx: Context = FRESH, state: State | None = None) -> Output:
-        start = (torch.arange(x.shape[1]) % self.size == 0).expand(len(x), -1)
-        recall = ctx.recall
-        assert recall is not None
-
-        def whole(q: Tensor, k: Tensor, v: Tensor, here: Context) -> Any:
-            return recall(q, k, v, here.replace(reset=None))
-
-        out: Output = self.inner(x, ctx.replace(reset=start, recall=whole), state)
-        return out
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("update", ["linear", "delta"])
 def test_it_is_the_package_infini_transformer_pytorch(update: str) -> None:
@@ -117,7 +97,7 @@ def test_it_is_the_package_infini_transformer_pytorch(update: str) -> None:
     layer = next(module for module in model.modules() if type(module).__name__ == "KVAttach")
     weights = {f"mixer.{n}": w for n, w in UPSTREAM.items() if n.endswith("weight")}
     layer.load_state_dict({**weights, "memory.gate": UPSTREAM["gate"]})
-    layer.mixer = Local(layer.mixer, 5)
+    layer.mixer = LocalAttention(layer.mixer, 5)
     assert difference(layer(UPSTREAM["x"]).y, UPSTREAM[update]) < 1e-8
     assert difference(UPSTREAM["linear"], UPSTREAM["delta"]) > 1e-2
 

@@ -12,7 +12,7 @@ from altx.capabilities import Capabilities, MemoryCapabilities
 from altx.context import Context
 from altx.layer import FRESH, Layer, Output, StateOptions, advanced
 from altx.layout import append
-from altx.memory import Memory, Read, attended, split_heads
+from altx.memory import Attended, Memory, Read, attended, split_heads
 from altx.spec import Heads
 from altx.state import Leaf, State
 
@@ -38,6 +38,25 @@ class SelfAttention(Layer):
             share = torch.sigmoid(far.weight - (q * k).sum(-1)) if far.share is None else far.share
             y = y + share[..., None].to(y.dtype) * (far.value - y)
         return Output(self.output(y.flatten(2)), state)
+
+
+class LocalAttention(Layer):
+    """An attention that begins anew every `size` tokens, while the memory that it asks goes on, as papers have it."""
+
+    def __init__(self, inner: Layer, size: int) -> None:
+        super().__init__()
+        self.inner, self.size, self.capabilities = inner, size, inner.capabilities
+
+    def forward(self, x: Tensor, ctx: Context = FRESH, state: State | None = None) -> Output:
+        start = (torch.arange(x.shape[1]) % self.size == 0).expand(len(x), -1)
+        recall = ctx.recall
+        assert recall is not None
+
+        def whole(q: Tensor, k: Tensor, v: Tensor, here: Context) -> Attended:
+            return recall(q, k, v, here.replace(reset=None))
+
+        out: Output = self.inner(x, ctx.replace(reset=start, recall=whole), state)
+        return out
 
 
 class MovingAverage(Layer):
