@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -41,11 +40,6 @@ def version(package: str) -> str:
     from altx import __version__
 
     return __version__ if package == "altx" else packages().get(package, "")
-
-
-def normal(package: str) -> str:
-    """A package's name as altx lists it."""
-    return re.sub(r"[-_.]+", "-", package).lower()
 
 
 def load(name: str, points: list[Plugin]) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 
-from altx_cli.external import normal
+from altx.discovery import canonical
 
 INDEX = {
     "altx-attention": "attention mla",
@@ -42,7 +42,7 @@ def package_of(name: str) -> str:
     Raises:
         AltxError: if the name is nearly one that is known, and so probably not that of a stranger's package.
     """
-    name = normal(name)
+    name = canonical(name)
     if re.match("altx(-|$)", name):
         return name
     known = {package.removeprefix("altx-"): package for package in INDEX} | KNOWN

@@ -27,6 +27,11 @@ VERSION = re.compile(r"[0-9][0-9A-Za-z.+!-]{0,63}")
 POINT = re.compile(r"([A-Za-z_]\w*(?:\.\w+)*)(:[A-Za-z_][\w.]*)?(?:\s*\[.*\])?")
 
 
+def canonical(distribution: str) -> str:
+    """A distribution's name as altx lists it, whichever way it is spelt (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
 @dataclass
 class Plugin:
     """An installed plugin and what became of it.
@@ -143,7 +148,7 @@ def _identity(found: Any, point: metadata.EntryPoint | None) -> tuple[str, str, 
         return guess, "unknown", ""
     try:
         facts = found.metadata
-        name = re.sub(r"[-_.]+", "-", facts.get("Name") or "").lower()
+        name = canonical(facts.get("Name") or "")
         version = facts.get("Version") or ""
     except Exception as error:
         return guess, "unknown", f"its metadata cannot be read: {describe(error)}"

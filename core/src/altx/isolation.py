@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import tomllib
 from pathlib import Path
 
-from altx.discovery import installed
+from altx.discovery import canonical, installed
 
 
 def distribution_of(path: Path) -> str | None:
@@ -16,6 +15,6 @@ def distribution_of(path: Path) -> str | None:
             name = tomllib.loads((folder / "pyproject.toml").read_text("utf-8"))["project"]["name"]
         except (OSError, KeyError, ValueError):
             continue
-        canonical = re.sub(r"[-_.]+", "-", str(name)).lower()
-        return canonical if any(plugin.distribution == canonical for plugin in installed()) else None
+        own = canonical(str(name))
+        return own if any(plugin.distribution == own for plugin in installed()) else None
     return None

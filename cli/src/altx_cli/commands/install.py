@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from altx.discovery import canonical
 from altx_cli import external
 from altx_cli.index import package_of
 from altx_cli.options import complete_missing, complete_package
@@ -42,7 +43,7 @@ def install(
     if equals:
         _check(version, VERSION)
     before = offered()
-    package = external.normal(_owner(wanted, before) or package_of(wanted))
+    package = canonical(_owner(wanted, before) or package_of(wanted))
     now = external.version(package)
     if now and not upgrade and version in ("", now):
         print(f"{package} {now} is installed already; for a newer one: altx install --upgrade {package}")
@@ -70,7 +71,7 @@ def uninstall(
 
     _check(name, NAME)
     before = offered()
-    package = external.normal(_owner(name, before) or package_of(name))
+    package = canonical(_owner(name, before) or package_of(name))
     if package == "altx":
         raise AltxError(
             f"{name!r} is a part of altx itself, which is not uninstalled from within",
