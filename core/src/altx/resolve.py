@@ -212,7 +212,7 @@ class _Resolver:
         attach = attach_mode(memory.component, body.attach, f"{path}.attach", self.note)
         holds = _memory_capabilities(memory)
         if problem := misfit(attach, (str(part), part.capabilities), branch.adapters, (str(memory), holds)):
-            raise CompositionError(f"{path}.attach: {problem[0]}", hint=problem[1])
+            raise CompositionError(f"{path}.attach: {attach}: {problem[0]}", hint=problem[1])
         both = meet([branch.capabilities, memory.capabilities])
         return Branch(part, memory, attach, (), False, branch.adapters, False, norm, both)
 
