@@ -37,11 +37,10 @@ ATTACH = ["residual", "gate", "controller"]
 PAIRS = [{"mixer": f"{a},{b}"} for a, b in itertools.combinations_with_replacement(MIXERS, 2)]
 MEMORIES = [{"mixer": m, "memory": "ntm", "attach": a, "layers": 1} for m in MIXERS for a in ATTACH]
 OTHERS = [
-    {"mixer": mixer, "memory": component.name, "attach": attach, "layers": 1}
+    {"mixer": "attention", "memory": component.name, "attach": attach, "layers": 1}
     for component in registry.default().components("memory")
     if component.name != "ntm"
     for attach in component.spec.attach
-    for mixer in (["attention"] if attach == "kv" else ["attention", "mamba", "gated-deltanet"])
 ]
 ROUTED = [{"mixer": m, "router": "topk", "feed_forward": "4*swiglu", "layers": 1} for m in MIXERS]
 ROUTERS = [

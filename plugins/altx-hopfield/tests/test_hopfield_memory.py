@@ -20,7 +20,6 @@ from torch.nn import functional as F
 
 from altx.compose import compose
 from altx.errors import AltxError
-from altx.testing import prove
 
 CASES: dict[str, dict[str, Any]] = {
     "plain": {"patterns": 7},
@@ -86,15 +85,13 @@ def test_a_high_beta_brings_a_single_pattern_back() -> None:
     torch.testing.assert_close(memory.retrieve(noisy[None])[0], patterns, rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize("mixer", ["attention", "mamba", "gated-deltanet"])
 @pytest.mark.parametrize("mode", [None, "ffn"])
-def test_joins_any_mixer(mixer: str, mode: str | None) -> None:
-    recipe: dict[str, Any] = {"mixer": f"2*{mixer}", "dim": 16, "feed_forward": "mlp"}
+def test_joins_a_mixer_or_takes_the_feed_forwards_place(mode: str | None) -> None:
+    recipe: dict[str, Any] = {"mixer": "2*attention", "dim": 16, "feed_forward": "mlp"}
     model = compose(recipe | {"memory": {"name": "hopfield", "patterns": 5}} | ({"attach": mode} if mode else {}))
     kinds = [type(module).__name__ for module in model.modules()]
     assert kinds.count("Hopfield") == 2 and kinds.count("ResidualAttach") == (0 if mode else 2)
     assert kinds.count("MLP") == (0 if mode else 2)
-    assert all(result.status != "failed" for result in prove(model))
 
 
 @pytest.mark.parametrize("dim", [16, 32, 64, 768])
@@ -133,9 +130,3 @@ def test_first_weights_are_as_published() -> None:
 def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(AltxError, match=message):
         compose({"mixer": "attention", "dim": 16, "memory": {"name": "hopfield", **settings}})
-
-
-@pytest.mark.parametrize("mode", ["gate", "controller", "kv", "tokens"])
-def test_other_attach_modes_are_refused(mode: str) -> None:
-    with pytest.raises(AltxError, match=f"does not attach as '{mode}'"):
-        compose({"mixer": "attention", "dim": 16, "memory": "hopfield", "attach": mode})

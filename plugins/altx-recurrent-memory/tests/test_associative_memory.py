@@ -102,9 +102,8 @@ def test_a_memory_that_has_learned_nothing_is_silent() -> None:
     assert difference(model(other).y[:, 4:], model(tokens).y[:, 4:]) > 1e-9
 
 
-@pytest.mark.parametrize("mixer", ["attention", "mamba", "gated-deltanet", "attention,mamba"])
-def test_every_kind_of_mixer_runs_with_it(mixer: str) -> None:
-    results = prove(compose({**SMALL, "mixer": mixer, "layers": 2}, seed=0))
+def test_blocks_of_several_kinds_run_with_it() -> None:
+    results = prove(compose({**SMALL, "mixer": "attention,mamba", "layers": 2}, seed=0))
     assert [(r.check, r.message) for r in results if r.status != "passed"] == []
 
 

@@ -20,9 +20,8 @@ from altx.testing.case import difference
 SMALL = {"memory": [{"name": "recurrent-memory", "tokens": 2, "segment": 4}], "dim": 32, "layers": 2}
 
 
-@pytest.mark.parametrize("mixer", ["attention", "mamba", "gated-deltanet", "attention,mamba"])
-def test_every_kind_of_mixer_runs_in_segments(mixer: str) -> None:
-    results = prove(compose({**SMALL, "mixer": mixer}, seed=0))
+def test_blocks_of_several_kinds_run_in_segments() -> None:
+    results = prove(compose({**SMALL, "mixer": "attention,mamba"}, seed=0))
     assert [(r.check, r.message) for r in results if r.status == "failed"] == []
     assert {r.check for r in results if r.status == "passed"} >= {
         "steps",
