@@ -96,11 +96,15 @@ def test_check_show_and_list_do_too(altx, bad, hole: str) -> None:
     assert altx("show", "average").exit_code == 0
 
 
-def test_a_component_that_ends_the_program_does_not_pass_its_check(altx, bad) -> None:
-    bad(forward="raise SystemExit(0)")
-    checked = altx("check", "bad", "--only", "shapes")
-    assert checked.exit_code in (1, 2)
-    assert "SystemExit: 0" in " ".join((checked.stdout + checked.stderr).split())
+@pytest.mark.parametrize("raises", RAISES)
+@pytest.mark.parametrize("hole", ["build", "forward", "init_state"])
+def test_a_component_that_ends_the_program_fails_its_check_by_name(altx, bad, hole: str, raises: str) -> None:
+    bad(**{hole: RAISES[raises]})
+    checked = altx("check", "bad", "--json")
+    assert checked.exit_code == 1, checked.stderr
+    failed = [result for result in json.loads(checked.stdout)["results"] if result["status"] == "failed"]
+    assert [result["check"] for result in failed] == ["shapes"]
+    assert "mixer 'bad' of altx-bad 0.3" in failed[0]["message"]
 
 
 def test_an_import_string_to_nowhere_is_listed_as_broken(altx, bad) -> None:

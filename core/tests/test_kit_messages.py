@@ -11,12 +11,14 @@ import pytest
 import specimens
 import torch
 from torch import nn
+from torch.autograd.gradcheck import GradcheckError
 
 from altx.capabilities import Capabilities
 from altx.errors import ConfigError
 from altx.layer import Layer, Output
 from altx.testing import Result, run
 from altx.testing.case import Subject, difference
+from altx.testing.check import REGISTERED
 from altx.testing.partners import MovingAverage
 from altx.testing.trial import Trial
 
@@ -82,17 +84,22 @@ def test_the_smallest_input_is_shown_as_tokens(name: str) -> None:
 @pytest.mark.parametrize("name", specimens.SPECIMENS)
 def test_the_lines_show_the_failure(name: str) -> None:
     result = failure(name)
-    code = "\n".join(line[10:] for line in result.example.partition("try it")[2].splitlines())
-    if not code.lstrip().startswith("import"):
-        code = "pass"
+    code = textwrap.dedent(" " * len("try it") + result.example.partition("try it")[2])
+    if not code.startswith("import"):
+        assert not REGISTERED[result.check].trials  # there is no input to show
+        return
     layer, sizes = specimens.SPECIMENS[name], re.search(r"dim=(\d+)", result.example)
     space = {"subject": subject(layer, int(sizes[1]) if sizes else specimens.DIM)}
     try:
         with contextlib.redirect_stdout(io.StringIO()), torch.random.fork_rng(devices=[]):
-            exec(textwrap.dedent(code).strip(), space)
-    except RuntimeError as error:
+            exec(code, space)
+    except GradcheckError:
+        assert result.check == "gradcheck"
+        return
+    except (RuntimeError, IndexError) as error:
         assert str(error).splitlines()[0] in result.example  # the failure is an error
         return
+    assert result.check != "gradcheck"
     if "found" in space and result.check != "dtypes":
         assert difference(space["found"], space["wanted"]) > (result.tolerance or 0)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from altx.model import Model
 from altx.testing.case import SEED, Case, Subject
 from altx.testing.check import Check
+from altx.testing.graphs import edges_of
 from altx.testing.shrink import Breach
 from altx.testing.streaming import order_of
 from altx.testing.trial import Trial
@@ -119,8 +120,8 @@ def python(check: Check, case: Case, trial: Trial, breach: Breach) -> str:
     if "plain" in words:
         lines.append("plain = ctx.replace(mask=None, reset=None)")
     if "start" in words and "start =" not in code:
-        stateless = not case.streams or (breach.gap is not None and breach.gap.label == "y")
-        lines.append(f"start = {'None' if stateless else 'layer.init_state(len(x), dtype=torch.float64)'}")
+        stateless = breach.gap is not None and breach.gap.label == "y"
+        lines.append(f"start = {'None' if stateless else _start(case)}")
     for name, filling in _values(check, case, trial).items():
         code = code.replace("{" + name + "}", str(filling))
     imports = ["import torch", "", "from altx.context import Context", "from altx.testing import example"]
@@ -129,6 +130,10 @@ def python(check: Check, case: Case, trial: Trial, breach: Breach) -> str:
     return "\n".join(
         [*imports[:2], *sorted(imports[2:]), "", *lines, *(["print(found, wanted)"] if "found" in words else [])]
     )
+
+
+def _start(case: Case) -> str:
+    return "layer.init_state(len(x), dtype=torch.float64)" if case.streams else "None"
 
 
 def _values(check: Check, case: Case, trial: Trial) -> dict[str, object]:
@@ -143,5 +148,7 @@ def _values(check: Check, case: Case, trial: Trial) -> dict[str, object]:
         "calls": calls,
         "length": trial.length,
         "order": order_of(trial.batch),
+        "edges": edges_of(case, trial.batch, trial.length).tolist() if trial.length else [],
+        "fresh": _start(case),
         "other": "(x + 1 + x.abs())" if x.is_floating_point() else f"((x + 1) % {int(x.max()) + 1})",
     }

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from altx.context import Context, Graph
-from altx.errors import AltxError
+from altx.errors import AltxError, describe
 from altx.layer import FRESH, Layer, Output, scoped
 from altx.layout import compaction, take
 from altx.state import State
@@ -55,7 +55,7 @@ def _listed(edges: Tensor, most: int = 8) -> str:
     return ", ".join(shown[:most]) + (", ..." if len(shown) > most else "")
 
 
-def _edges(case: Case, batch: int, length: int) -> Tensor:
+def edges_of(case: Case, batch: int, length: int) -> Tensor:
     """(2, E) some edges within the rows, none from the future if the case is causal."""
     generator = torch.Generator().manual_seed(11)
     row, a, b = (torch.randint(n, (3 * length,), generator=generator) for n in (batch, length, length))
@@ -64,17 +64,54 @@ def _edges(case: Case, batch: int, length: int) -> Tensor:
     return torch.stack([row * length + a, row * length + b])
 
 
+ORDER, ROWS, LATER, MASKED = (
+    "y with the edges in another order",
+    "y[:1] without the edges of row 1",
+    "y before other tokens",
+    "y beside other masked tokens",
+)
+"""Of what should be equal."""
+
+
+def _graph_code(trial: Trial, label: str) -> str:
+    half = trial.length // 2
+    equal = {
+        ORDER: ("y(x, edges.flip(1))", "y(x, edges)"),
+        ROWS: (f"y(x, edges[:, edges[1] < {trial.length}])[:1]", "y(x, edges)[:1]"),
+        LATER: (
+            f"y(torch.cat([x[:, :{half}], {{other}}[:, {half}:]], 1), edges)[:, :{half}]",
+            f"y(x, edges)[:, :{half}]",
+        ),
+        MASKED: (
+            "y(torch.where(real[..., None], x, {other}), edges, real)[real]",
+            "y(x, edges[:, real.flatten()[edges].all(0)], real)[real]",
+        ),
+    }
+    lines = ["print(y(x, edges))", "print(y(x, edges[:, ::2]))"]  # that other edges change nothing
+    if label in equal:
+        lines = [f"{name} = {value}" for name, value in zip(("found", "wanted"), equal[label], strict=True)]
+    if label == MASKED:
+        lines.insert(0, "real = torch.arange(x.shape[1]).expand(x.shape[:2]) % 3 != 1")
+    return """
+from altx.context import Graph
+edges = torch.tensor({edges})
+def y(x, edges, mask=None):
+    return layer(x, ctx.replace(graph=Graph(edges), mask=mask)).y
+""" + "\n".join(lines)
+
+
 @law(
     "what is computed follows the edges of ctx.graph and nothing but them",
     needs=("padding",),
     applies=_if_graph,
     trials=tokens(2, 12),
+    code=_graph_code,
 )
 def graph(case: Case, trial: Trial) -> Finding | None:
     batch, length = trial.batch, trial.length
     if not length:
         return None
-    x, edges = case.x(trial), _edges(case, batch, length)
+    x, edges = case.x(trial), edges_of(case, batch, length)
 
     def run(x: Tensor, edges: Tensor, mask: Tensor | None = None) -> Tensor:
         return case.run(x, case.ctx.replace(graph=Graph(edges), mask=mask)).y
@@ -84,20 +121,20 @@ def graph(case: Case, trial: Trial) -> Finding | None:
         raise Failure(
             "the output is the same for other edges", f"edges {_listed(edges)}; without {_listed(edges[:, 1::2])}"
         )
-    found = [(difference(run(x, edges.flip(1)), y), "the outputs change with the order of the edges")]
+    found = [(difference(run(x, edges.flip(1)), y, ORDER), "the outputs change with the order of the edges")]
     kept = edges[:, edges[1] < length]
-    found.append((difference(run(x, kept)[:1], y[:1]), "the outputs of row 0 change with the edges of row 1"))
+    found.append((difference(run(x, kept)[:1], y[:1], ROWS), "the outputs of row 0 change with the edges of row 1"))
     if case.subject.causal:
         cut = length // 2
         changed = torch.cat([x[:, :cut], case.other(x)[:, cut:]], 1)
-        gap = difference(run(changed, edges)[:, :cut], y[:, :cut])
+        gap = difference(run(changed, edges)[:, :cut], y[:, :cut], LATER)
         found.append((gap, "outputs changed with later tokens"))
     if case.capabilities.masked:
         mask = torch.ones(batch, length, dtype=torch.bool)
         mask[:, 1::3] = False
         both = mask.flatten()[edges].all(0)
         spoilt = torch.where(mask[..., None], x, case.other(x))
-        gap = difference(run(spoilt, edges, mask)[mask], run(x, edges[:, both], mask)[mask])
+        gap = difference(run(spoilt, edges, mask)[mask], run(x, edges[:, both], mask)[mask], MASKED)
         found.append((gap, "masked tokens are seen along their edges"))
     worst, message = max(found, key=lambda pair: pair[0])
     return worst, EXACT, message
@@ -108,12 +145,21 @@ def graph(case: Case, trial: Trial) -> Finding | None:
     needs=("graph",),
     applies=_if_graph,
     trials=tokens(2, 6),
+    code="""
+from altx.context import Graph
+from altx.errors import AltxError
+for edge in [(0, x.shape[0] * x.shape[1]), (-1, 0), (0, x.shape[1])] + [(1, 0)] * ctx.causal:
+    try:
+        print(edge, "is taken:", layer(x, ctx.replace(graph=Graph(torch.tensor([edge]).T))).y)
+    except AltxError as error:
+        print(edge, "is refused:", error)
+""",
 )
 def graph_refused(case: Case, trial: Trial) -> Finding | None:
     batch, length = trial.batch, trial.length
     if batch < 2 or length < 2:
         return None  # not all the bad edges could be
-    x, good = case.x(trial), _edges(case, batch, length)
+    x, good = case.x(trial), edges_of(case, batch, length)
     bad = {
         "out of range": (0, batch * length),
         "of a negative token": (-1, 0),
@@ -131,7 +177,7 @@ def graph_refused(case: Case, trial: Trial) -> Finding | None:
         except Exception as error:
             raise Failure(
                 f"an edge {what} raised {type(error).__name__}, which says nothing to the user",
-                f"edge {_listed(bad_edge)}",
+                f"edge {_listed(bad_edge)}: {describe(error)}",
             ) from error
         raise Failure(f"an edge {what} is taken", f"edge {_listed(bad_edge)}")
     return None

@@ -73,7 +73,19 @@ def gradients(case: Case, trial: Trial) -> Finding | None:
     return None
 
 
-@law("the gradient is the derivative (float64, along random directions)", needs=("determinism",), trials=tokens(2, 6))
+@law(
+    "the gradient is the derivative (float64, along random directions)",
+    needs=("determinism",),
+    trials=tokens(2, 6),
+    code="""
+layer.train()
+def outputs(*varied):
+    out = layer(x, ctx, {fresh})
+    return out.y, *out.losses.values()
+varied = [x.requires_grad_(x.is_floating_point()), *layer.parameters()]
+torch.autograd.gradcheck(outputs, varied, rtol=1e-5)
+""",
+)
 def gradcheck(case: Case, trial: Trial) -> Finding | None:
     layer = copy.deepcopy(case.layer).train()
     x = case.x(trial)

@@ -15,8 +15,8 @@ from torch import nn
 
 from altx import registry
 from altx.adapters import Bidirectional
-from altx.block import Stack
-from altx.capabilities import Capabilities, MemoryCapabilities
+from altx.block import Residual, Stack
+from altx.capabilities import Capabilities, MemoryCapabilities, RouterCapabilities
 from altx.compose import attach, build_branch, build_part
 from altx.config import ComponentRef, ModelConfig, validate
 from altx.errors import AltxError, ConfigError
@@ -24,6 +24,7 @@ from altx.joints import IN_A_LAYER, WITH_A_VALUE
 from altx.layer import Layer
 from altx.memory import Memory
 from altx.model import Model
+from altx.recursion import Recursion
 from altx.resolve import Blueprint, Part, resolve, resolve_part
 from altx.routed import Routed
 from altx.router import Router
@@ -221,10 +222,10 @@ def _kv_subject(label: str, dim: int, memory: Callable[[Heads | None], Memory]) 
 
 
 def _router_subjects(name: str, part: Part, dim: int, ref: ComponentRef, plugins: registry.Registry) -> list[Subject]:
-    body = {
-        "router": ref.model_dump(),
-        "targets": [{"feed_forward": {"name": "altx:swiglu", "hidden": 8}, "repeat": 4}],
-    }
+    expert = {"feed_forward": {"name": "altx:swiglu", "hidden": 8}}
+    stepwise = isinstance(part.capabilities, RouterCapabilities) and part.capabilities.stepwise
+    targets = {"depths": 3, "sublayers": [expert]} if stepwise else {**expert, "repeat": 4}
+    body = {"router": ref.model_dump(), "targets": [targets]}
 
     def numbered(make: Callable[[], Layer]) -> Callable[[], Layer]:
         """With the tokens' numbers, if it wants them: a layer by itself has none."""
@@ -239,12 +240,14 @@ def _router_subjects(name: str, part: Part, dim: int, ref: ComponentRef, plugins
         found.append(Subject(label, numbered(_builder(blueprint)), dim, causal, blueprint))
     if part.capabilities.causal:
         many = BuildContext(dim=dim, num_layers=2, num_targets=3)
-        mixers = Subject(
-            f"{name}[mixers]",
-            numbered(lambda: Routed(build_part(part, many, Router), [MovingAverage(dim) for _ in range(3)], "mixers")),
-            dim,
-        )
-        found.append(mixers)
+
+        def over_mixers() -> Layer:
+            router = build_part(part, many, Router)
+            if stepwise:
+                return Recursion(router, Residual(MovingAverage(dim), dim), many.num_targets)
+            return Routed(router, [MovingAverage(dim) for _ in range(many.num_targets)], "mixers")
+
+        found.append(Subject(f"{name}[mixers]", numbered(over_mixers), dim))
     return found
 
 
@@ -288,7 +291,9 @@ def _unfit(case: Case) -> Breach | None:
             raise Failure(f"{type(layer).__name__} has no `capabilities`, an altx.capabilities.Capabilities")
     except Failure as error:
         return Breach((), str(error))
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         return raised(error)
     return None
 
@@ -310,7 +315,9 @@ def _run_one(check: Check, case: Case, missing: Sequence[str]) -> Result:
         if reason := check.applies(case):
             return result("skipped", reason)
         trials = check.trials(case) if check.trials else [Trial(("",))]
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         breach = raised(error)
         return result("failed", breach.message, breach.detail)
     for trial in trials:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from traceback import FrameSummary, extract_tb
 
-from altx.errors import AltxError, describe
+from altx.errors import culprit, describe
 from altx.testing.case import Case, Failure, Gap
 from altx.testing.check import Check
 from altx.testing.trial import Trial
@@ -54,7 +54,9 @@ def attempt(check: Check, case: Case, trial: Trial) -> Breach | Held:
         finding = check.run(case, trial)
     except Failure as error:
         return Breach(("failure", str(error)), str(error), error.detail)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         return raised(error)
     if finding is None:
         return Held()
@@ -75,7 +77,8 @@ def raised(error: BaseException) -> Breach:
     frame = _blamed(cause)
     where = f"{Path(frame.filename).name}:{frame.lineno}"
     lines = [f"{frame.filename}:{frame.lineno}, in {frame.name}", *([f"    {frame.line}"] if frame.line else [])]
-    return Breach(("raised", type(error).__name__, where), f"raised {words} ({where})", "\n".join(lines))
+    what = f"{culprit(error)} raised {words} ({where})".lstrip()
+    return Breach(("raised", type(error).__name__, where), what, "\n".join(lines))
 
 
 def _blamed(error: BaseException) -> FrameSummary:
@@ -101,7 +104,9 @@ def smallest(check: Check, case: Case, trial: Trial, breach: Breach) -> tuple[Ca
             try:
                 narrow = Case(case.subject.resized(dim))
                 found = same(narrow, trial) if narrow.unit == case.unit else None
-            except AltxError:
+            except KeyboardInterrupt:
+                raise
+            except BaseException:  # it cannot be that narrow
                 continue
             if found:
                 case, breach = narrow, found
