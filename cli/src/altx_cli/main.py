@@ -34,10 +34,11 @@ COMMANDS = {
 STATUSES = """\b
 Exit status:
   0    done
-  1    a proof or a check failed
-  2    something in the input, with what to do about it
-  3    a fault of altx or of a plugin, with its traceback
-  130  interrupted
+  1    a proof or a check failed, or what was just installed cannot be used
+  2    something to put right in the input, a plugin or this machine: the message
+       says what and how, without a traceback
+  3    a fault of altx or of a package that extends it, with its traceback
+  130  interrupted by Ctrl-C
   141  nobody reads the output any more
 """
 FAULT = 3
