@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -114,57 +115,129 @@ def test_the_kind_that_a_package_adds_is_found_and_listed(tmp_path: Path) -> Non
     assert shown.startswith("sums  suite of altx-sums 1.0\n") and "metric  accuracy" in shown
 
 
-VERIFY = """
-from altx_kernels.verify import verify
-from my_plugin.leaky_sum import leaky_sum
-for finding in verify(leaky_sum, devices=["cpu"]):
-    print(finding.backend, finding.dtype, finding.status, finding.calls)
-    assert finding.status != "failed", finding
-"""
-
-
-@pytest.mark.parametrize("backend", ["native", "triton"])
-def test_the_op_that_a_plugin_ships_is_right(tmp_path: Path, backend: str) -> None:
-    page = (ROOT / "docs/kernels.md").read_text()
-    files = dict(re.findall(r"`(leaky_sum/[\w.]+)`:\n\n```\w+\n(.*?)```", page, re.DOTALL))
-    assert len(files) == 6
-    (tmp_path / "my_plugin/leaky_sum").mkdir(parents=True)
-    (tmp_path / "my_plugin/__init__.py").touch()
-    for name, text in files.items():
-        (tmp_path / "my_plugin" / name).write_text(text)
-    if backend == "triton":
-        pytest.importorskip("triton")
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "TRITON_INTERPRET": str(int(backend == "triton"))}
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", VERIFY], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    if backend == "native" and "native  skipped" in done.stdout:
-        pytest.skip("there is no C compiler")
-    assert f"{backend} float32 passed 30" in done.stdout
-
-
 GUIDE = (ROOT / "core/src/altx/guide.md").read_text().partition("## The laws, one by one")[0]
-FILE = re.compile(r"`(altx_\w+)/(\w+\.py)`:\n\n```python\n(.*?)```", re.DOTALL)
+FILE = re.compile(r"`(altx_\w+)/([\w/]+\.(?:py|c))`(?:, `(\w+)`)?:\n\n```\w+\n(.*?)```", re.DOTALL)
 SECTIONS = [section for section in GUIDE.split("\n## ")[1:] if FILE.search(section)]
+KERNELS = next(number for number, section in enumerate(SECTIONS) if section.startswith("Its own kernels"))
 WRAPPERS = re.findall(r"```python\n(.*?)```", GUIDE.partition("## Wrapping what exists")[2], re.DOTALL)
 
 
-@pytest.mark.parametrize("number", range(len(SECTIONS)), ids=[text.partition("\n")[0] for text in SECTIONS])
-def test_what_the_guide_writes_passes_every_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """A section's files, over those of the sections before it, are a plugin."""
+def write(folder: Path, number: int) -> tuple[str, str]:
+    """Write a section's files over those of the sections before it.
+
+    Returns:
+        The name of the package that they are, and that of the component.
+    """
     (package, *_), *_ = FILE.findall(SECTIONS[number])
     own = f"{package}_{number}"
-    (tmp_path / own).mkdir()
     for section in SECTIONS[: number + 1]:
-        for name, file, text in FILE.findall(section):
+        for name, file, function, text in FILE.findall(section):
             if name == package:
-                (tmp_path / own / file).write_text(text.replace(package, own))
+                path, text = folder / own / file, text.replace(package, own)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(replaced(path.read_text(), function, text) if function else text)
+    return own, package.removeprefix("altx_")
+
+
+def replaced(text: str, function: str, new: str) -> str:
+    """A file with another function of that name, and the imports before it."""
+    imports, definition = re.split(r"^(?=def )", new, maxsplit=1, flags=re.MULTILINE)
+    (old,) = (n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef) and n.name == function)
+    lines = text.splitlines(keepends=True)
+    lines[old.lineno - 1 : old.end_lineno] = [textwrap.indent(definition, " " * old.col_offset)]
+    return imports + "".join(lines)
+
+
+# The kernels have a process of their own: an op stays for the life of one.
+@pytest.mark.parametrize("number", {*range(len(SECTIONS))} - {KERNELS}, ids=lambda n: SECTIONS[n].partition("\n")[0])
+def test_what_the_guide_writes_passes_every_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    own, name = write(tmp_path, number)
     monkeypatch.syspath_prepend(str(tmp_path))
-    plugins = Registry([EntryPoint("guide", f"{own}.plugin", GROUP)])
-    results = check_component(package.removeprefix("altx_"), plugins=plugins)
+    results = check_component(name, plugins=Registry([EntryPoint("guide", f"{own}.plugin", GROUP)]))
     assert [f"{r.subject} {r.check}: {r.message}" for r in results if r.status == "failed"] == []
     assert sum(r.status == "passed" for r in results) > 15
+
+
+def test_the_mixer_of_the_guide_reads_packed_sequences_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, name = write(tmp_path, KERNELS - 1)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    from altx.compose import compose
+
+    model = compose({"mixer": name, "dim": 16}, plugins=Registry([EntryPoint("guide", f"{own}.plugin", GROUP)]))
+    assert model.capabilities.packing and "Unpack" not in repr(model)
+
+
+USED = """
+import importlib
+import torch
+from altx.context import Context
+from altx_kernels import record
+from altx_kernels.verify import verify
+OWN, LOOP, BACKEND, DTYPE = {own!r}, {loop!r}, {backend!r}, {dtype}
+
+for finding in verify(importlib.import_module(OWN + ".leaky_sum").leaky_sum, devices=["cpu"]):
+    print(finding.backend, finding.dtype, finding.status, finding.calls)
+    assert finding.status != "failed", finding
+
+def built(package, dtype):
+    torch.manual_seed(0)
+    config = importlib.import_module(package + ".config").LeakyConfig()
+    return importlib.import_module(package + ".mixer").Leaky(config, 8).to(dtype)
+
+layer, loop = built(OWN, DTYPE), built(LOOP, torch.float64)
+x = torch.randn(3, 14, 8, dtype=torch.float64)
+mask, reset = torch.rand(3, 14) < 0.7, torch.rand(3, 14) < 0.3
+packed = Context(cu_seqlens=torch.tensor([0, 5, 5, 6, 14]), reset=reset[:1])
+nothing = Context(cu_seqlens=torch.tensor([0]))
+padded = Context(mask=mask, reset=reset)
+for x, ctx, rows in ((x, Context(), 3), (x, padded, 3), (x[:1], packed, 4), (x[:1, :0], nothing, 0)):
+    found, wanted = layer.init_state(rows), loop.init_state(rows)
+    for _ in range(2):
+        with torch.no_grad(), record() as choices:
+            one, other = layer(x.to(DTYPE), ctx, found), loop(x, ctx, wanted)
+        found, wanted = one.state, other.state
+        assert [choice.backend for choice in choices] == [BACKEND], choices
+        for a, b in ((one.y, other.y), (found["h"], wanted["h"]), (found.seen, wanted.seen)):
+            torch.testing.assert_close(a.to(b.dtype), b, rtol=0, atol={tolerance})
+"""
+CHECKED = """
+from importlib.metadata import EntryPoint
+from altx.registry import GROUP, Registry
+from altx.testing import check_component
+results = check_component("leaky", plugins=Registry([EntryPoint("guide", OWN + ".plugin", GROUP)]))
+assert [f"{r.subject} {r.check}: {r.message}" for r in results if r.status == "failed"] == []
+assert {r.check for r in results if r.status == "passed"} >= {"packing", "padding", "reset", "gradcheck", "compiled"}
+"""
+COMPILED = """
+import torch
+from altx_kernels.gpu.compiling import SHARED, compiled, launches
+from {own}.leaky_sum.triton import NODE, forward
+for dtype in (torch.float32, torch.bfloat16):
+    (launch,) = launches(lambda: forward(torch.zeros(2, 9, 768, dtype=dtype), torch.zeros(2, 9, dtype=dtype)))
+    for capability in SHARED:
+        assert compiled(launch, capability).spilled == 0
+"""
+
+
+@pytest.mark.parametrize("backend", ["native", "triton", "triton compiled"])
+def test_the_kernels_that_the_guide_writes_are_right(tmp_path: Path, backend: str) -> None:
+    loop, own = (write(tmp_path, number)[0] for number in (KERNELS - 1, KERNELS))
+    if backend != "native":
+        pytest.importorskip("triton")
+    dtype, tolerance = ("torch.float64", 1e-12) if backend == "native" else ("torch.float32", 1e-5)
+    code = COMPILED if backend == "triton compiled" else USED + CHECKED * (backend == "native")
+    for name, value in {"own": own, "loop": loop, "backend": backend, "dtype": dtype, "tolerance": tolerance}.items():
+        code = code.replace(f"{{{name}!r}}", repr(value)).replace(f"{{{name}}}", str(value))
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "TRITON_INTERPRET": str(int(backend == "triton"))}
+    environment |= {"TRITON_DEFAULT_FP_FUSION": "1"}  # what Triton 3.9 does by default, and warns about
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    if backend == "native" and "native  skipped" in done.stdout:
+        pytest.skip("there is no C compiler")
+    assert done.returncode == 0, done.stderr
+    if backend != "triton compiled":
+        assert f"{backend} float32 passed 30" in done.stdout
 
 
 @pytest.mark.parametrize("code", WRAPPERS, ids=["state", "no state", "in-place cache", "chunks"])

@@ -14,7 +14,7 @@ from altx.attach import ControllerAttach
 from altx.block import Residual, Stack
 from altx.capabilities import Capabilities
 from altx.context import Context
-from altx.layer import FRESH, Layer, Output
+from altx.layer import FRESH, Layer, Output, advanced
 from altx.layout import reverse
 from altx.state import State
 from altx.testing.case import difference, state_difference
@@ -187,3 +187,12 @@ def test_a_context_is_cut_and_masked_in_every_field(told: tuple[Tensor, Context]
 def test_a_clone_shares_no_storage() -> None:
     state = MovingAverage(DIM).init_state(2)
     assert state.clone()["h"].data_ptr() != state["h"].data_ptr()
+
+
+def test_every_packed_sequence_is_counted_by_itself() -> None:
+    x, seen = torch.zeros(1, 6, DIM), torch.tensor([1, 0, 7])
+    packed = Context(cu_seqlens=torch.tensor([0, 4, 4, 6]))
+    assert advanced(seen, x, packed).tolist() == [5, 0, 9]
+    assert advanced(None, x, packed).tolist() == [4, 0, 2]
+    masked = packed.replace(mask=torch.tensor([[True, False, False, True, True, False]]))
+    assert advanced(seen, x, masked).tolist() == [3, 0, 8]

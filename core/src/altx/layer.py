@@ -9,6 +9,7 @@ from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from altx.capabilities import Capabilities
 from altx.context import Context
@@ -170,8 +171,12 @@ def scoped(path: str, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def advanced(seen: Tensor | None, x: Tensor, ctx: Context) -> Tensor:
-    """`seen` after the real tokens of x (B, T, ...)."""
-    if seen is not None and ctx.mask is None:
+    """`seen` after the real tokens of x (B, T, ...): one number for each row, or for each packed sequence."""
+    if ctx.cu_seqlens is not None:
+        count = ctx.cu_seqlens if ctx.mask is None else F.pad(ctx.mask[0].cumsum(0), (1, 0))[ctx.cu_seqlens]
+        count = count.diff()
+    elif seen is not None and ctx.mask is None:
         return seen + x.shape[1]
-    count = ctx.lengths(x)
+    else:
+        count = ctx.lengths(x)
     return count if seen is None else seen + count
