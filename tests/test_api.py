@@ -23,7 +23,8 @@ PACKAGES = {"altx": ROOT / "core/src/altx", "altx_kernels": ROOT / "kernels/src/
 INTERNAL = {
     "altx": {
         "adapters", "attach", "block", "builtin", "discovery", "dispatch", "feed_forward", "feed_forward_config",
-        "grouped", "isolation", "joints", "part", "placement", "plain", "segment_loop", "segments", "testing/",
+        "grouped", "isolation", "joints", "part", "placement", "plain", "recursion", "segment_loop", "segments",
+        "testing/",
     },
     "altx_kernels": {
         "bench", "gpu/common", "gpu/compiling", "native/", "causal_conv1d/", "delta_rule/", "gated_rms_norm/",

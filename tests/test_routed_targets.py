@@ -23,6 +23,7 @@ TARGETS: dict[str, list[dict[str, Any]]] = {
     "experts": [{"feed_forward": {"name": "swiglu", "hidden": 8}, "repeat": 3}],
     "mixers": [{"mixer": "attention"}, {"mixer": "mamba"}, {"mixer": "gated-deltanet"}],
     "memories": [{"memory": {"name": "ntm", "slots": 6, "width": 4}, "repeat": 2}, {"memory": "nsm"}],
+    "depths": [{"depths": 3, "sublayers": [{"mixer": "attention"}, {"mixer": "mamba"}, {"feed_forward": "swiglu"}]}],
 }
 SETTINGS: dict[str, dict[str, Any]] = {"mixture-of-depths": {"capacity": 0.5}}
 ROUTERS = [component.name for component in registry.default().components("router")]
@@ -46,6 +47,10 @@ def test_every_router_keeps_the_laws_over_every_kind_of_target(router: str, targ
     data = recipe(router, TARGETS[targets], can.causal)
     if can.mixes and targets != "experts":
         with pytest.raises(CompositionError, match="make feed-forwards its targets"):
+            compose(data)
+        return
+    if can.stepwise and targets != "depths":
+        with pytest.raises(CompositionError, match=r"no depths of one.*\n.*depths: 3"):
             compose(data)
         return
     model = compose(data, seed=0)

@@ -105,16 +105,18 @@ def _identity(branch: Branch) -> tuple[Any, ...]:
     parts = [part for part in (branch.part, branch.memory) if part]
     return (
         *((part.component.qualified, part.config.model_dump_json()) for part in parts),
-        branch.attach, branch.adapters, branch.turned, tuple(map(_identity, branch.targets)),
+        branch.attach, branch.adapters, branch.turned, branch.depths, tuple(map(_identity, branch.targets)),
     )  # fmt: skip
 
 
 def label(branch: Branch) -> str:
-    """A branch in a few words: `mamba + ntm (residual)`, `topk over 8 x swiglu`."""
+    """A branch in a few words: `mamba + ntm (residual)`, `topk over 8 x swiglu`, `hash over 3 depths of attention`."""
     text = branch.part.component.name
     if branch.memory:
         text += f" + {branch.memory.component.name} ({branch.attach})"
-    if branch.targets:
+    if branch.depths:
+        text += f" over {plural(branch.depths, 'depth')} of {', '.join(map(label, branch.targets))}"
+    elif branch.targets:
         counts: dict[str, int] = {}
         for target in map(label, branch.targets):
             counts[target] = counts.get(target, 0) + 1

@@ -18,7 +18,7 @@ INDEX = {
     "altx-linear-attention": "deltanet gated-deltanet gla hgrn2 kda lightning linear-attention mlstm retnet",
     "altx-linformer": "linformer",
     "altx-mamba": "mamba mamba2 mamba3",
-    "altx-moe": "base expert-choice hash mixture-of-depths sinkhorn soft switch topk",
+    "altx-moe": "base expert-choice hash mixture-of-depths mixture-of-recursions sinkhorn soft switch topk",
     "altx-nsm": "nsm",
     "altx-ntm": "dnc ntm",
     "altx-performer": "performer",

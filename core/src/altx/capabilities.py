@@ -146,11 +146,19 @@ class RouterCapabilities(Capabilities):
         decode: what a router that looks ahead does in a causal model: the "same" (it needs no
             lookahead), use the "argmax" or a trained "predictor", or "forbid".
         mixes: gives its targets mixtures of tokens, which have no order: its routes have `slots`.
+        stepwise: chooses among depths only (see `altx.recursion`), and is asked at each, about the tokens that are
+            left: use `Targets.depth` or leave. It keeps no state.
     """
 
     lookahead: Literal["token", "past", "sequence", "batch"] = "token"
     decode: Literal["same", "argmax", "predictor", "forbid"] = "same"
     mixes: bool = False
+    stepwise: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.stepwise and (self.mixes or self.growth != "none"):
+            raise ValueError("a stepwise router mixes no tokens and keeps no state: growth must be 'none'")
 
 
 def meet(parts: Iterable[Capabilities]) -> Capabilities:
@@ -211,6 +219,11 @@ def routed(router: Capabilities, targets: Iterable[Capabilities]) -> Capabilitie
     stateful = any(target.growth != "none" for target in targets)
     # A target's state counts only the tokens routed to it, so dropping the last n tokens is not exact.
     return replace(parts, rollback="snapshot") if stateful else parts
+
+
+def recursed(router: Capabilities, body: Capabilities) -> Capabilities:
+    """A stack of layers that a router has applied to each token as often as it says; see `altx.recursion`."""
+    return replace(routed(router, [body]), packing=False, includes=frozenset({"norm"}))
 
 
 def adapted(inner: Capabilities, adapter: str) -> Capabilities:

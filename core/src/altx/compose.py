@@ -17,6 +17,7 @@ from altx.errors import BrokenPlugin, CompositionError
 from altx.layer import Component, Layer
 from altx.memory import Memory
 from altx.model import Model
+from altx.recursion import Recursion
 from altx.resolve import Blueprint, Branch, Part, resolve
 from altx.routed import Routed, TargetBank
 from altx.router import Router
@@ -125,9 +126,12 @@ def attach(mode: str, mixer: Layer, memory: Memory, dim: int) -> Layer:
 
 
 def _routed(branch: Branch, ctx: BuildContext) -> Layer:
-    n = len(branch.targets)
+    n = branch.depths or len(branch.targets)
     many = replace(ctx, num_targets=n)
     router = build_part(branch.part, many, Router)
+    if branch.depths:
+        stack = [Residual(build_branch(each, ctx), ctx.dim, each.norm, branch.norm_eps) for each in branch.targets]
+        return Recursion(router, Stack(stack), n)
     if branch.grouped:
         return Routed(router, build_part(branch.targets[0].part, many, TargetBank, role="grouped"))
     kinds = {target.part.component.spec.kind for target in branch.targets}

@@ -79,24 +79,37 @@ class Body(Config):
 
     @model_validator(mode="after")
     def _one_body(self) -> Self:
-        bodies = [name for name in ("mixer", "feed_forward", "router") if getattr(self, name)]
+        # A target may have sublayers, too.
+        bodies = [name for name in ("mixer", "feed_forward", "router", "sublayers") if getattr(self, name, None)]
         if len(bodies) > 1:
             raise ValueError(f"a sublayer is one of mixer, feed_forward and router, not {' and '.join(bodies)}")
         if not bodies and not self.memory:
             raise ValueError("a sublayer needs a mixer, a feed_forward, a router or a memory")
         if self.memory and bodies and bodies != ["mixer"]:
-            raise ValueError(f"a memory attaches to a mixer, not to a {bodies[0]}; give it a sublayer of its own")
+            raise ValueError(f"a memory attaches to a mixer, not to {bodies[0]}; give it a sublayer of its own")
         if self.attach and not (self.memory and self.mixer):
             raise ValueError("attach says how a memory joins a mixer; this sublayer does not have both")
         if bool(self.router) != bool(self.targets):
             raise ValueError("a router needs targets, and targets a router")
+        if len(self.targets or []) > 1 and any(target.depths for target in self.targets or []):
+            raise ValueError("a router that chooses among depths has no other targets; give it a sublayer of its own")
         return self
 
 
 class Target(Body):
-    """A router's target, or `repeat` of them with weights of their own."""
+    """A router's target, or `repeat` of them with weights of their own; or the depths of one stack of sublayers."""
 
     repeat: int = Field(1, ge=1, le=65536, description="how many such targets")
+    sublayers: list[Sublayer] | None = Field(None, min_length=1, description="a stack, applied up to `depths` times")
+    depths: int | None = Field(None, ge=1, le=1024, description="targets: the stack applied once, twice, ... so often")
+
+    @model_validator(mode="after")
+    def _one_stack(self) -> Self:
+        if bool(self.sublayers) != bool(self.depths):
+            raise ValueError("depths need sublayers, which are applied so often, and sublayers need depths")
+        if self.depths and self.repeat > 1:
+            raise ValueError("depths share their weights, so they are not repeated; give more depths")
+        return self
 
 
 class Sublayer(Body):
@@ -183,7 +196,8 @@ class ModelConfig(Config):
 def _parts(body: Body) -> int:
     """How many components a body is made of."""
     own = sum(part is not None for part in (body.mixer, body.feed_forward, body.router, body.memory))
-    return own + sum(target.repeat * _parts(target) for target in body.targets or [])
+    stack = body.sublayers if isinstance(body, Target) else None
+    return own + sum(target.repeat * _parts(target) for target in body.targets or []) + sum(map(_parts, stack or []))
 
 
 AnyConfig = TypeVar("AnyConfig", bound=BaseModel)

@@ -119,6 +119,37 @@ def lay(values: Tensor, rows: list[Rows]) -> list[Tensor]:
     return [each.shaped(part) for each, part in zip(rows, parts, strict=True)]
 
 
+def countable(x: Tensor, ctx: Context) -> bool:
+    """Whether targets can be given the tokens of their own only: not in a graph that is traced, which cannot ask for
+    their number, nor where packed sequences, edges or a grid say where tokens are."""
+    placed = ctx.cu_seqlens is not None or ctx.graph is not None or ctx.grid is not None
+    return x.shape[0] > 0 and x.shape[1] > 1 and not (placed or x.is_meta or torch.compiler.is_compiling())
+
+
+def resets(ctx: Context, chosen: Tensor, pending: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Where each target starts afresh: at its first token since a reset that it may not have seen itself.
+
+    Args:
+        chosen: (n, B, T) bool.
+        pending: (B, n) bool, targets that have not had a token since the last reset; None for a fresh sequence.
+
+    Returns:
+        resets (n, B, T), or None if there are none, and the new pending.
+    """
+    if ctx.reset is None and pending is None:
+        return None, None
+    n, batch, length = chosen.shape
+    reset = torch.zeros(batch, length, dtype=torch.bool, device=chosen.device) if ctx.reset is None else ctx.reset
+    if ctx.mask is not None:
+        reset = reset & ctx.mask
+    owed = chosen.new_zeros(n, batch, 1) if pending is None else pending.T[..., None]
+    # Resets so far, against how many of them the target had seen at its last token before this one.
+    so_far = reset.cumsum(1) + owed.long()
+    known = torch.cat([so_far.new_zeros(n, batch, 1), torch.where(chosen, so_far, 0)], -1).cummax(-1).values
+    total = so_far[..., -1] if length else owed[..., 0].long()
+    return chosen & (so_far > known[..., :-1]), (total > known[..., -1]).T
+
+
 def plan(token: Tensor, target: Tensor, weight: Tensor, num_targets: int) -> Plan:
     """Sort pairs by target, and within a target by token, which is by row and time.
 

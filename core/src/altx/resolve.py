@@ -16,10 +16,11 @@ from altx.capabilities import (
     adapted,
     meet,
     placed,
+    recursed,
     routed,
     segmented,
 )
-from altx.config import MAX_BLOCKS, MAX_BUILT, Block, Body, ComponentRef, ModelConfig, RouterConfig, validate
+from altx.config import MAX_BLOCKS, MAX_BUILT, Block, Body, ComponentRef, ModelConfig, RouterConfig, Target, validate
 from altx.errors import BrokenPlugin, CompositionError, ConfigError
 from altx.joints import WITH_A_VALUE, misfit, unsegmented
 from altx.part import Part, config_type, resolve_part
@@ -38,12 +39,14 @@ class Branch:
         part: the mixer, feed-forward, router or memory.
         memory: a memory attached to the mixer.
         attach: how.
-        targets: what the router chooses among.
+        targets: what the router chooses among; or with `depths`, the sublayers of the stack whose depths they are.
         grouped: the targets are built as one bank with stacked weights.
         adapters: names of the adapters around the part, the innermost first.
         turned: the whole branch is run in both directions.
         norm: the norm in front of it.
         capabilities: of the whole.
+        depths: how often a router may have the stack applied; 0 where it chooses among targets.
+        norm_eps: of the norms in the stack.
     """
 
     part: Part
@@ -55,6 +58,8 @@ class Branch:
     turned: bool
     norm: str
     capabilities: Capabilities
+    depths: int = 0
+    norm_eps: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -248,25 +253,34 @@ class _Resolver:
                 hint="use a router that decides token by token (topk), or make the model an encoder: "
                 "causal: false with another head, e.g. --set causal=false",
             )
+        depths = body.targets[0].depths or 0
+        if capabilities.stepwise and not depths:
+            raise CompositionError(
+                f"{path}.router: {router} decides how often a stack of sublayers is applied to a token, and these "
+                "targets are no depths of one",
+                hint="write them as targets: [{depths: 3, sublayers: [{mixer: ...}, {feed_forward: ...}]}], or use "
+                "a router over any targets (topk)",
+            )
         targets: list[Branch] = []
-        for index, target in enumerate(body.targets):
-            branch = self.branch(target, f"{path}.targets[{index}]", "none", target=True)
+        for index, target in enumerate(body.targets[0].sublayers or []):
+            targets.append(self.branch(target, f"{path}.targets[0].sublayers[{index}]", target.norm, target=True))
+        for index, each in enumerate([] if depths else body.targets):
+            branch = self.branch(each, f"{path}.targets[{index}]", "none", target=True)
             self.once(branch.part, ("residual", "norm"), "a router weighs it")
-            targets += [branch] * target.repeat
+            targets += [branch] * each.repeat
         if isinstance(router.config, RouterConfig):
-            with router.component.guard(f"{path}.router: {router}: asking whether {len(targets)} targets fit failed"):
+            n = depths or len(targets)
+            with router.component.guard(f"{path}.router: {router}: asking whether {n} targets fit failed"):
                 try:
-                    router.config.fit_targets(len(targets))
+                    router.config.fit_targets(n)
                 except ValueError as error:
-                    raise ConfigError(
-                        f"{path}.router: {router} cannot choose among {len(targets)} targets: {error}"
-                    ) from None
+                    raise ConfigError(f"{path}.router: {router} cannot choose among {n} targets: {error}") from None
         first = targets[0]
         # A bank is built as it is: with no adapter around it, and one way.
         bare = not (first.adapters or first.turned)
         alike = bare and all(branch is first or _plain(branch) == _plain(first) for branch in targets)
         spec = first.part.component.spec
-        grouped = alike and isinstance(spec, FeedForwardSpec) and bool(spec.grouped)
+        grouped = alike and not depths and isinstance(spec, FeedForwardSpec) and bool(spec.grouped)
         for branch in targets:
             if branch.capabilities.provides:
                 raise CompositionError(
@@ -277,8 +291,11 @@ class _Resolver:
                 raise CompositionError(
                     f"{branch.part.path}: {branch.part} takes no mask, so no tokens can be kept from it by a router"
                 )
-        whole = routed(capabilities, [branch.capabilities for branch in targets])
-        return Branch(router, None, "", tuple(targets), grouped, (), False, norm, whole)
+        able = [branch.capabilities for branch in targets]
+        whole = recursed(capabilities, meet(able)) if depths else routed(capabilities, able)
+        return Branch(
+            router, None, "", tuple(targets), grouped, (), False, norm, whole, depths, self.config.norm_eps
+        )  # fmt: skip
 
     def directed(self, branch: Branch) -> Branch:
         """The branch, made to look the way the model does, or refused."""
@@ -298,10 +315,7 @@ class _Resolver:
             )
         self.once(part, ("residual",), "it is run in both directions")
         self.note(f"{part} looks only backwards: the encoder runs two of it, one in each direction")
-        return Branch(
-            part, branch.memory, branch.attach, branch.targets, branch.grouped, branch.adapters, True, branch.norm,
-            adapted(branch.capabilities, "bidirectional"),
-        )  # fmt: skip
+        return replace(branch, turned=True, capabilities=adapted(branch.capabilities, "bidirectional"))
 
     def note(self, text: str) -> None:
         self.notes[text] = None
@@ -322,7 +336,8 @@ def _references(body: Block | Body) -> list[ComponentRef]:
     if isinstance(body, Block):
         return [ref for sublayer in body.sublayers for ref in _references(sublayer)]
     own = [ref for ref in (body.mixer, body.feed_forward, body.router, body.memory) if ref]
-    return own + [ref for target in body.targets or [] for ref in _references(target)]
+    inner: list[Body] = [*(body.targets or []), *((isinstance(body, Target) and body.sublayers) or [])]
+    return own + [ref for each in inner for ref in _references(each)]
 
 
 def _built(branch: Branch) -> int:
@@ -337,7 +352,10 @@ def _plain(branch: Branch) -> dict[str, Any]:
     data: dict[str, Any] = {key: _settings(branch.part)}
     if branch.memory:
         data |= {"memory": _settings(branch.memory), "attach": branch.attach}
-    if branch.targets:
+    if branch.depths:
+        stack = [_plain(each) | {"norm": each.norm} for each in branch.targets]
+        data["targets"] = [{"depths": branch.depths, "sublayers": stack}]
+    elif branch.targets:
         data["targets"] = []
         for target in map(_plain, branch.targets):
             if data["targets"] and {**data["targets"][-1], "repeat": 1} == target | {"repeat": 1}:

@@ -85,14 +85,14 @@ class Routed(Layer):
             return Output(y, _tree(route.state, [], None, None) if state else None, losses, metrics)
         chosen = route.chosen(batch, length)
         pending = state.leaves.get("pending") if state else None
-        resets, pending = _resets(ctx, chosen, pending)
+        starts, pending = dispatch.resets(ctx, chosen, pending)
         before = state.children.get("targets") if state else None
         inner = [before.child(str(index)) if before else None for index in range(self.n)]
         contexts = [
-            ctx.and_mask(chosen[index]).replace(reset=None if resets is None else resets[index])
+            ctx.and_mask(chosen[index]).replace(reset=None if starts is None else starts[index])
             for index in range(self.n)
         ]
-        if _countable(x, ctx):
+        if dispatch.countable(x, ctx):
             outs, y = self._side_by_side(x, route, chosen, contexts, inner)
         else:
             outs, y, weights = [], torch.zeros_like(x), route.dense(batch, length)
@@ -149,37 +149,6 @@ class Routed(Layer):
             plain = Context(causal=False)
             y = torch.stack([layer(rows, plain).y for layer, rows in zip(self.layers, mixtures, strict=True)])
         return torch.einsum("bnst,nbsd->btd", slots.combine.to(y.dtype), y)
-
-
-def _countable(x: Tensor, ctx: Context) -> bool:
-    """Whether targets can be given the tokens of their own only: not in a graph that is traced, which cannot ask for
-    their number, nor where packed sequences, edges or a grid say where tokens are."""
-    placed = ctx.cu_seqlens is not None or ctx.graph is not None or ctx.grid is not None
-    return x.shape[0] > 0 and x.shape[1] > 1 and not (placed or x.is_meta or torch.compiler.is_compiling())
-
-
-def _resets(ctx: Context, chosen: Tensor, pending: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """Where each target starts afresh: at its first token since a reset that it may not have seen itself.
-
-    Args:
-        chosen: (n, B, T) bool.
-        pending: (B, n) bool, targets that have not had a token since the last reset; None for a fresh sequence.
-
-    Returns:
-        resets (n, B, T), or None if there are none, and the new pending.
-    """
-    if ctx.reset is None and pending is None:
-        return None, None
-    n, batch, length = chosen.shape
-    reset = torch.zeros(batch, length, dtype=torch.bool, device=chosen.device) if ctx.reset is None else ctx.reset
-    if ctx.mask is not None:
-        reset = reset & ctx.mask
-    owed = chosen.new_zeros(n, batch, 1) if pending is None else pending.T[..., None]
-    # Resets so far, against how many of them the target had seen at its last token before this one.
-    so_far = reset.cumsum(1) + owed.long()
-    known = torch.cat([so_far.new_zeros(n, batch, 1), torch.where(chosen, so_far, 0)], -1).cummax(-1).values
-    total = so_far[..., -1] if length else owed[..., 0].long()
-    return chosen & (so_far > known[..., :-1]), (total > known[..., -1]).T
 
 
 def _tree(

@@ -25,12 +25,14 @@ class Targets:
         kind: experts, mixers, memories, states, depths or blocks.
         keys: (n, D) or (B, n, D) contents to match tokens against, or None.
         alive: (n,) bool; a dead target is never chosen, even when fewer than k live.
+        depth: for a router that is `stepwise`, the one target that it may choose now.
     """
 
     n: int
     kind: str = "experts"
     keys: Tensor | None = None
     alive: Tensor | None = None
+    depth: int = 0
 
 
 @dataclass(frozen=True)

@@ -138,6 +138,75 @@ class DepthsConfig(RouterConfig):
     predictor_weight: float = Field(0.01, gt=0, description="recommended weight of the predictor's loss")
 
 
+class RecursionsConfig(BalancedConfig):
+    """Config of `mixture-of-recursions`."""
+
+    choice: Literal["expert", "token"] = Field(
+        "expert", description="each depth picks from the tokens that are left, or a token its depth from the start"
+    )
+    capacity: list[float] | None = Field(
+        None, description="expert: share of a row's tokens at each depth; null: 1, (N - 1) / N, ... for N depths"
+    )
+    score: Literal["sigmoid", "tanh", "softmax"] | None = Field(
+        None,
+        description="from logits to weights: sigmoid or tanh (expert), softmax or sigmoid (token); null: the first",
+    )
+    scale: float | None = Field(
+        None, gt=0, description="what scores are multiplied by; null: 1 for softmax, 0.1 for the others"
+    )
+    predictor: Literal["gate", "mlp"] = Field(
+        "gate", description="expert: what says in a stream which tokens would go on; as in mixture-of-depths"
+    )
+    predictor_weight: float = Field(0.01, gt=0, description="expert: recommended weight of the predictor's loss")
+    balance_weight: float = Field(0.01, ge=0, description="token: recommended weight of the load-balance loss")
+    z_weight: float = Field(0.0, ge=0, description="recommended weight of the z-loss, which keeps logits small")
+    bias_rate: float = Field(0.0, ge=0, description="token: step of the bias that balances without a loss; 0 for none")
+
+    @model_validator(mode="after")
+    def _of_one_choice(self) -> Self:
+        others = {"expert": ("balance_weight", "bias_rate"), "token": ("capacity", "predictor", "predictor_weight")}
+        for name in others[self.choice]:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} means nothing with choice {self.choice}; leave it out")
+        fitting = ("sigmoid", "tanh") if self.choice == "expert" else ("softmax", "sigmoid")
+        if self.score and self.score not in fitting:
+            raise ValueError(f"with choice {self.choice} score is one of {', '.join(fitting)}, not {self.score}")
+        if self.capacity is not None:
+            if not self.capacity or not all(0 < share <= 1 for share in self.capacity):
+                raise ValueError("capacity lists a share for each depth, each above 0 and at most 1")
+            if self.capacity != sorted(self.capacity, reverse=True):
+                raise ValueError("capacity may not rise: a depth picks from the tokens of the one before")
+        return self
+
+    def fit_targets(self, n: int) -> None:
+        if self.capacity is not None and len(self.capacity) != n:
+            raise ValueError(f"capacity lists {len(self.capacity)} shares; give one for each of the {n} depths")
+
+    def shares(self, n: int) -> list[float]:
+        """Of the tokens that are left before each of n depths, the share that it uses."""
+        capacity = self.capacity or [(n - depth) / n for depth in range(n)]
+        return [share / before for before, share in zip([1.0, *capacity], capacity, strict=False)]
+
+    @property
+    def factor(self) -> float:
+        """What scores are multiplied by; the authors' defaults."""
+        softmax = self.choice == "token" and self.score != "sigmoid"
+        return self.scale or (1.0 if softmax else 0.1)
+
+    @property
+    def by_token(self) -> TopKConfig:
+        """Choice token as settings of topk, which it is."""
+        return TopKConfig(
+            k=1,
+            renormalise=False,
+            score="sigmoid" if self.score == "sigmoid" else "softmax",
+            scale=self.factor,
+            bias_rate=self.bias_rate,
+            balance_weight=self.balance_weight,
+            z_weight=self.z_weight,
+        )
+
+
 def topk_capabilities(config: TopKConfig) -> RouterCapabilities:
     """Token by token: everything is honoured because no token's route depends on another."""
     return RouterCapabilities(bidirectional=True, packing=True, losses=config.losses)
@@ -184,4 +253,18 @@ def depths_capabilities(config: DepthsConfig) -> RouterCapabilities:
     """Tokens of a row compete while training, and in an encoder; in a causal model a predictor decides afterwards."""
     return RouterCapabilities(
         bidirectional=True, lookahead="sequence", decode="predictor", losses={"predictor": config.predictor_weight}
+    )
+
+
+def recursions_capabilities(config: RecursionsConfig) -> RouterCapabilities:
+    """By token choice as topk; else as mixture of depths, at every depth anew."""
+    if config.choice == "token":
+        return topk_capabilities(config.by_token)
+    weights = {"predictor": config.predictor_weight, "z": config.z_weight}
+    return RouterCapabilities(
+        bidirectional=True,
+        lookahead="sequence",
+        decode="predictor",
+        losses={name: weight for name, weight in weights.items() if weight},
+        stepwise=True,
     )

@@ -53,7 +53,7 @@ class Depths(Router):
         guess = logits if self.predictor is None else self.predictor(real(x, ctx).detach()).to(logits.dtype)
         predicted = open_ & (guess > 0)
         causal = ctx.causal and not self.training
-        used = predicted if causal else open_ & self._highest(logits.detach(), open_)
+        used = predicted if causal else open_ & highest(logits.detach(), open_, self.config.capacity)
         weight = torch.sigmoid(logits) if self.config.score == "sigmoid" else logits
         weight = torch.where(used, weight, 0)
         token = torch.arange(batch * length, device=x.device).repeat_interleave(n)
@@ -70,12 +70,20 @@ class Depths(Router):
             losses["predictor"] = guess.new_zeros(())
         return Route(n, token, target, weight.flatten(), losses, measured)
 
-    def _highest(self, logits: Tensor, open_: Tensor) -> Tensor:
-        """(B, T, n) bool: the tokens of each row that score highest, a share of those that it may use, rounded up."""
-        order = logits.masked_fill(~open_, -torch.inf).argsort(dim=1, descending=True, stable=True)
-        rank = torch.arange(logits.shape[1], device=logits.device)[:, None]
-        most = torch.ceil(self.config.capacity * open_.sum(1, keepdim=True).double())
-        return torch.zeros_like(open_).scatter(1, order, rank < most)
+
+def highest(logits: Tensor, open_: Tensor, share: float) -> Tensor:
+    """(B, T, n) bool: the tokens of each row that score highest, a share of the open ones, rounded up.
+
+    Args:
+        logits: (B, T, n).
+        open_: (B, T, n) bool, tokens that may be used.
+        share: at most 1.
+    """
+    order = logits.masked_fill(~open_, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    rank = torch.arange(logits.shape[1], device=logits.device)[:, None]
+    # A share such as 2 / 3 of 3 is 2, whatever the last digits say.
+    most = torch.ceil(share * open_.sum(1, keepdim=True).double() - 1e-9)
+    return torch.zeros_like(open_).scatter(1, order, rank < most)
 
 
 def build(config: DepthsConfig, ctx: BuildContext) -> Router:

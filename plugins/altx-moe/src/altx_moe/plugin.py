@@ -125,4 +125,19 @@ def altx_routers() -> Iterable[RouterSpec]:
             capabilities="altx_moe.config:depths_capabilities",
             paper="Raposo et al. 2024, Mixture-of-Depths, arXiv:2404.02258",
         ),
+        RouterSpec(
+            "mixture-of-recursions",
+            summary="One stack of layers, applied more often to the tokens that need it",
+            description=(
+                "h <- h + 0.1 sigmoid(w_r h) stack(h) for the tokens that score highest at depth r, a part of those\n"
+                "of the depth before; in a causal model after training a predictor picks. Or with choice token\n"
+                "y_t = p_ti stack^i(x)_t, i = argmax p_t, p = softmax(W x_t), the same in training and in a stream.\n"
+                "D per token and depth beside the stack's work. Tokens that left are not seen deeper, nor cached.\n"
+                "Targets: [{depths: 3, sublayers: [{mixer: attention}, {feed_forward: swiglu}]}]."
+            ),
+            build="altx_moe.recursions:build",
+            config="altx_moe.config:RecursionsConfig",
+            capabilities="altx_moe.config:recursions_capabilities",
+            paper="Bae et al. 2025, Mixture-of-Recursions, arXiv:2507.10524",
+        ),
     ]
