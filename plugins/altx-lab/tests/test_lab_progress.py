@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from altx_lab.progress import largest, least, max_load
+from altx_lab.progress import average, largest, least, max_load
 
 
 def test_the_largest_load_and_drop_rate_of_all_routers() -> None:
@@ -19,3 +19,8 @@ def test_the_least_entropy_and_the_most_tokens_without_a_target_of_all_routers()
     metrics = {"a.router.entropy": 1.5, "b.router.entropy": 0.5, "a.router.no_target": 3, "b.router.no_target": 7}
     assert least(metrics, "router.entropy") == 0.5 and largest(metrics, "no_target") == 7
     assert least({}, "router.entropy") is None
+
+
+def test_the_mean_depth_of_all_recursions() -> None:
+    assert average({"a.mean_depth": 2.0, "b.mean_depth": 1.5, "b.active": [2, 1]}, "mean_depth") == 1.75
+    assert average({}, "mean_depth") is None

@@ -58,6 +58,8 @@ class Display:
             text += f"  entropy {entropy + 0.0:.2f}"
         if none := largest(record.get("metrics", {}), "no_target"):
             text += f"  without a target {none:.0f}"
+        if (depth := average(record.get("metrics", {}), "mean_depth")) is not None:
+            text += f"  mean depth {depth:.2f}"
         if self.bar:
             self.bar.update(self.task, completed=record["step"], description=text)
         elif time.monotonic() - self.last >= SECONDS_BETWEEN_LINES or record["step"] == self.steps:
@@ -89,6 +91,12 @@ def largest(metrics: dict[str, Any], name: str) -> float | None:
 def least(metrics: dict[str, Any], name: str) -> float | None:
     """The least value of a metric over all that return it, or None."""
     return min(_values(metrics, name), default=None)
+
+
+def average(metrics: dict[str, Any], name: str) -> float | None:
+    """The mean of a metric over all that return it, or None."""
+    values = _values(metrics, name)
+    return sum(values) / len(values) if values else None
 
 
 def _values(metrics: dict[str, Any], name: str) -> list[float]:
