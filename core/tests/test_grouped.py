@@ -7,7 +7,7 @@ import torch
 
 from altx.dispatch import plan
 from altx.feed_forward import SwiGLU, SwiGLUBank
-from altx.grouped import _composed, grouped_mm, grouped_swiglu
+from altx.grouped import _composed, _swiglu, grouped_mm, grouped_swiglu
 from altx.measure import count_flops
 
 OFFSETS = torch.tensor([0, 3, 3, 8, 9])
@@ -80,6 +80,20 @@ def test_swiglu_in_one_node_is_its_products_one_after_the_other():
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
     assert not results[0][0][9:].any() and not results[0][1][9:].any()
+
+
+def test_swiglu_without_gradients_is_the_same_and_keeps_nothing():
+    arguments = swiglu_arguments()
+    kept, plain = (_swiglu(*arguments, OFFSETS, keep) for keep in (True, False))
+    assert torch.equal(kept[0], plain[0]) and [len(each) for each in (*kept[1:], *plain[1:])] == [12, 12, 0, 0]
+    with torch.no_grad():
+        assert torch.equal(grouped_swiglu(*arguments, OFFSETS), kept[0])
+    y = torch.compile(torch.no_grad()(grouped_swiglu), backend="aot_eager", fullgraph=True)(*arguments, OFFSETS)
+    assert torch.equal(y, kept[0])
+    # Who asks for gradients after all gets them.
+    dy = randn(12, 6, seed=9)
+    for ours, theirs in zip(*(torch.autograd.grad(each[0], arguments, dy) for each in (kept, plain)), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
 def test_swiglu_has_gradients_twice_of_what_needs_them():

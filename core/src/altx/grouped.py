@@ -6,6 +6,8 @@ gradients that are written in place, and void rows that are 0.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -46,8 +48,9 @@ def grouped_swiglu(x: Tensor, gate: Tensor, up: Tensor, down: Tensor, offsets: T
     """
     if x.device.type != "cpu":
         return _composed(x, gate, up, down, offsets)
-    x, gate, up, down = (_cast(each) for each in (x, gate, up, down))
-    y: Tensor = _swiglu(x, gate, up, down, offsets)[0]
+    arguments = [_cast(each) for each in (x, gate, up, down)]
+    keep = torch.is_grad_enabled() and any(each.requires_grad for each in arguments)
+    y: Tensor = _swiglu(*arguments, offsets, keep)[0]
     return y
 
 
@@ -102,17 +105,23 @@ def _outer(x: Tensor, y: Tensor, offsets: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("altx::grouped_swiglu", mutates_args=())
-def _swiglu(x: Tensor, gate: Tensor, up: Tensor, down: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """y (P, D), and what its gradients need: x gate and x up (P, F)."""
-    g, y, bounds = x.new_empty(len(x), gate.shape[2]), torch.empty_like(x), offsets.tolist()
-    u = torch.empty_like(g)
+def _swiglu(
+    x: Tensor, gate: Tensor, up: Tensor, down: Tensor, offsets: Tensor, keep: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y (P, D), and if asked to keep it what its gradients need, x gate and x up (P, F); else (0, F)."""
+    y, bounds = torch.empty_like(x), offsets.tolist()
+    most = _most(bounds)
+    # Large memory is new to the process at every call, and then each page costs more than what is written there.
+    g, u, hidden = (x.new_empty(len(x) if keep else most, gate.shape[2]) for _ in range(3))
     for i in range(len(gate)):
         own = slice(bounds[i], bounds[i + 1])
-        torch.mm(x[own], gate[i], out=g[own])
-        torch.mm(x[own], up[i], out=u[own])
-        torch.mm(F.silu(g[own]).mul_(u[own]), down[i], out=y[own])
+        here = own if keep else slice(own.stop - own.start)
+        torch.mm(x[own], gate[i], out=g[here])
+        torch.mm(x[own], up[i], out=u[here])
+        active = torch.ops.aten.silu.out(g[here], out=hidden[: own.stop - own.start])
+        torch.mm(active.mul_(u[here]), down[i], out=y[own])
     y[bounds[-1] :] = 0
-    return y, g, u
+    return (y, g, u) if keep else (y, g.new_empty(0, g.shape[1]), g.new_empty(0, g.shape[1]))
 
 
 @torch.library.custom_op("altx::grouped_swiglu_backward", mutates_args=())
@@ -122,24 +131,31 @@ def _swiglu_gradients(
     """Gradients of x, gate, up and down."""
     dx, bounds = torch.empty_like(x), offsets.tolist()
     dgate, dup, ddown = (x.new_empty(weight.shape) for weight in (gate, up, down))
+    scratch = x.new_empty(3, _most(bounds), g.shape[1])
     for i in range(len(gate)):
         own = slice(bounds[i], bounds[i + 1])
-        active = F.silu(g[own])
-        torch.mm((active * u[own]).T, dy[own], out=ddown[i])
-        dhidden = dy[own] @ down[i].T
+        active, dhidden, other = scratch[:, : own.stop - own.start]
+        torch.ops.aten.silu.out(g[own], out=active)
+        torch.mm(torch.mul(active, u[own], out=other).T, dy[own], out=ddown[i])
+        torch.mm(dy[own], down[i].T, out=dhidden)
         du = active.mul_(dhidden)
         torch.mm(x[own].T, du, out=dup[i])
         torch.mm(du, up[i].T, out=dx[own])
-        dg = torch.ops.aten.silu_backward(dhidden.mul_(u[own]), g[own])
+        dg = torch.ops.aten.silu_backward.grad_input(dhidden.mul_(u[own]), g[own], grad_input=other)
         torch.mm(x[own].T, dg, out=dgate[i])
         dx[own].addmm_(dg, gate[i].T)
     dx[bounds[-1] :] = 0
     return dx, dgate, dup, ddown
 
 
+def _most(bounds: list[int]) -> int:
+    """Rows of the target that has most."""
+    return max((stop - start for start, stop in pairwise(bounds)), default=0)
+
+
 @_swiglu.register_fake
-def _(x: Tensor, gate: Tensor, up: Tensor, down: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    g = x.new_empty(x.shape[0], gate.shape[2])
+def _(x: Tensor, gate: Tensor, up: Tensor, down: Tensor, offsets: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    g = x.new_empty(x.shape[0] if keep else 0, gate.shape[2])
     return torch.empty_like(x), g, torch.empty_like(g)
 
 
@@ -176,7 +192,7 @@ def _outer_flops(x: Tensor, y: Tensor, offsets: Tensor, **_: object) -> int:
 
 
 @register_flop_formula(torch.ops.altx.grouped_swiglu, get_raw=True)
-def _swiglu_flops(x: Tensor, gate: Tensor, up: Tensor, down: Tensor, offsets: Tensor, **_: object) -> int:
+def _swiglu_flops(x: Tensor, gate: Tensor, up: Tensor, down: Tensor, offsets: Tensor, *_: object, **__: object) -> int:
     return 2 * _rows(x, offsets) * sum(weight.shape[1] * weight.shape[2] for weight in (gate, up, down))
 
 
@@ -206,7 +222,8 @@ _outer.register_autograd(_outer_backward, setup_context=_save)
 
 
 def _save_swiglu(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    ctx.save_for_backward(*inputs, *output[1:])
+    *tensors, ctx.kept = inputs
+    ctx.save_for_backward(*tensors, *output[1:])
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
 
@@ -214,14 +231,16 @@ def _save_swiglu(ctx, inputs, output):  # type: ignore[no-untyped-def]
 def _swiglu_backward(ctx, dy, *_):  # type: ignore[no-untyped-def]
     x, gate, up, down, offsets, g, u = ctx.saved_tensors
     if dy is None:
-        return (None,) * 5
+        return (None,) * 6
     if not torch.is_grad_enabled():
-        return *_swiglu_gradients(dy, x, gate, up, down, offsets, g, u), None
+        if not ctx.kept:
+            _, g, u = _swiglu(x, gate, up, down, offsets, True)
+        return *_swiglu_gradients(dy, x, gate, up, down, offsets, g, u), None, None
     # Gradients of which there are gradients.
     y = _composed(x, gate, up, down, offsets)
     wanted = [each for each, needed in zip((x, gate, up, down), ctx.needs_input_grad, strict=False) if needed]
     found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
-    return *(next(found) if needed else None for needed in ctx.needs_input_grad[:4]), None
+    return *(next(found) if needed else None for needed in ctx.needs_input_grad[:4]), None, None
 
 
 _swiglu.register_autograd(_swiglu_backward, setup_context=_save_swiglu)
