@@ -11,6 +11,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parent.parent.parent
 KINDS = ("mixer", "memory", "router")
@@ -46,14 +47,18 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_made_passes_every_check_and_its_own_tests(made: Path, kind: str) -> None:
-    name = f"try-{kind}-one"
+def test_what_is_made_passes_what_its_ci_runs(made: Path, kind: str) -> None:
+    name, folder = f"try-{kind}-one", made / f"altx-try-{kind}-one"
+    workflow = yaml.safe_load((folder / ".github/workflows/test.yml").read_text())
+    install, tidy, check, test = (step["run"] for step in workflow["jobs"]["test"]["steps"] if "run" in step)
+    assert (install, tidy) == ('pip install -e ".[test]"', "ruff check && mypy")  # the fixture and the next test
     alone = {"PYTHONPATH": str(made / "site"), "ALTX_PLUGINS": name}
-    out = run("pytest", "-q", "-W", "error", "-p", "no:cacheprovider", where=made / f"altx-{name}", **alone)
-    assert re.search(r"\d\d passed", out)
-    if kind == "mixer":  # its conformance test has run the same checks for all three
-        report = json.loads(run("altx_cli", "check", name, "--json", where=made, **alone))
+    assert check == f"altx check {name}"
+    if kind == "mixer":  # its conformance test runs the same checks for all three
+        report = json.loads(run("altx_cli", *check.split()[1:], "--json", where=made, **alone))
         assert report["passed"] and len(report["results"]) > 30
+    out = run(test, "-q", "-W", "error", "-p", "no:cacheprovider", where=folder, **alone)
+    assert re.search(r"\d\d passed", out)
 
 
 def test_what_is_made_is_tidy_and_typed(made: Path) -> None:
@@ -69,7 +74,7 @@ def test_what_is_made_is_tidy_and_typed(made: Path) -> None:
 
 
 def test_a_made_plugin_asks_for_this_altx_and_has_what_ours_have(made: Path) -> None:
-    from altx import __version__
+    from altx import API_VERSION, __version__
 
     for kind in KINDS:
         folder = made / f"altx-try-{kind}-one"
@@ -78,6 +83,7 @@ def test_a_made_plugin_asks_for_this_altx_and_has_what_ours_have(made: Path) -> 
         assert {**project, "name": "", "description": ""}.keys() >= ours.keys()
         assert project["dependencies"] == ours["dependencies"]
         assert project["dependencies"][0].startswith("altx>=" + __version__.rpartition(".")[0])
+        assert f"api_version={API_VERSION},\n" in (folder / f"src/altx_try_{kind}_one/plugin.py").read_text()
         assert (folder / ".github/workflows/test.yml").exists() and (folder / ".gitignore").exists()
         text = "".join(file.read_text() for file in folder.rglob("*") if file.is_file() and file.suffix != ".pyc")
         assert not re.search(r"\$(?!\{\{)|PACKAGE", text), "a placeholder was left"

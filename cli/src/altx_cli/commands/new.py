@@ -124,7 +124,7 @@ def _check_name(name: str) -> None:
 
 def _values(name: str, kind: NewKind) -> dict[str, str]:
     """What stands for the placeholders of the template."""
-    from altx import __version__
+    from altx import API_VERSION, __version__
 
     major, minor = (int(number) for number in __version__.split(".")[:2])
     bound = f"{major + 1}" if major else f"0.{minor + 1}"
@@ -135,6 +135,7 @@ def _values(name: str, kind: NewKind) -> dict[str, str]:
         "package": "altx_" + name.replace("-", "_"),
         # With its kind, no class has the name of one of altx's: Layer would hide what it is made from.
         "Class": "".join(word.capitalize() for word in [*name.removesuffix(f"-{kind.value}").split("-"), kind.value]),
+        "api": str(API_VERSION),
         "range": f">={major}.{minor},<{bound}",
         "formula": formula,
         "usage": usage.format(name),
