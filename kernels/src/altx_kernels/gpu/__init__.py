@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from altx_kernels.op import Backend
+from altx_kernels.op import Backend, available
+from altx_kernels.trees import leaves
 
 # Triton decides when it is imported, and so does this.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -42,12 +43,15 @@ def _installed() -> bool:
     return find_spec("triton") is not None
 
 
-def triton_backend(package: str, names: str, **widest: int) -> Backend[Any]:
+def triton_backend(
+    package: str, names: str, fits: Callable[..., str | None] = available, **widest: int
+) -> Backend[Any]:
     """The backend "triton" of an op; its module is imported at the first call.
 
     Args:
         package: the op's package, whose module `triton` has a function `run`.
-        names: the op's positional parameters, separated by blanks.
+        names: the op's positional parameters, separated by blanks; tensors, or named tuples of them.
+        fits: given a call's arguments, why they do not fit a program in another way, or None.
         widest: by name of a parameter, the largest last dimension that fits a program's registers.
     """
     parameters = names.split()
@@ -55,16 +59,18 @@ def triton_backend(package: str, names: str, **widest: int) -> Backend[Any]:
     def unavailable(*args: Any, **kwargs: Any) -> str | None:
         # A caller may give fewer positional arguments than there are.
         arguments = {**dict(zip(parameters, args, strict=False)), **kwargs}
-        for name, value in arguments.items():
-            if not isinstance(value, Tensor):
-                continue
-            if name in parameters and not (value.is_cuda or (INTERPRETED and value.device.type == "cpu")):
-                return f"{name} is on {value.device}, and Triton kernels run on CUDA"
-            if value.dtype == torch.float64:
-                return f"{name} is float64, and Triton kernels compute in float32"
-            if value.shape[-1:] > (widest.get(name, value.shape[-1] if value.dim() else 0),):
-                return f"the last dimension of {name} is {value.shape[-1]}, larger than {widest[name]}"
-        return None
+        for parameter, argument in arguments.items():
+            several = isinstance(argument, tuple)
+            for name, value in leaves(argument, parameter).items() if several else ((parameter, argument),):
+                if not isinstance(value, Tensor):
+                    continue
+                if parameter in parameters and not (value.is_cuda or (INTERPRETED and value.device.type == "cpu")):
+                    return f"{name} is on {value.device}, and Triton kernels run on CUDA"
+                if value.dtype == torch.float64:
+                    return f"{name} is float64, and Triton kernels compute in float32"
+                if value.shape[-1:] > (widest.get(name, value.shape[-1] if value.dim() else 0),):
+                    return f"the last dimension of {name} is {value.shape[-1]}, larger than {widest[name]}"
+        return fits(*args, **kwargs)
 
     return Backend("triton", _Lazy(f"{package}.triton"), unavailable, absent)
 

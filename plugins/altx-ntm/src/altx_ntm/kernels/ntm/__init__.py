@@ -1,14 +1,16 @@
 """The NTM's time loop: `reference` to read beside the paper, the others to run."""
 
 from altx_kernels import Backend, Op
+from altx_kernels.gpu import triton_backend
 from altx_ntm.kernels.ntm import cases, native, reference
 from altx_ntm.kernels.ntm import torch as batched
-from altx_ntm.kernels.ntm.check import check
+from altx_ntm.kernels.ntm.check import check, too_large
 
 SCAN = Op(
     "ntm",
     reference.scan,
     [
+        triton_backend("altx_ntm.kernels.ntm", "slots fresh reads writes", too_large),
         Backend("native", native.scan, native.unavailable, native.LIBRARY.problem),
         Backend("torch", batched.scan, batched.unavailable),
     ],
