@@ -47,6 +47,7 @@ def test_titans_is_titans_pytorch(label, dtype, tolerance):
     config = TitansConfig(
         heads=int(heads), head_dim=int(width), depth=int(depth), expansion=float(expansion),
         residual_norm=norm == "1", momentum=momentum == "1", chunk=int(chunk), order="write-read", qk_norm="none",
+        max_lr=1.0, max_grad_norm=None, norm_eps=1e-5, dampening=False,
     )  # fmt: skip
     compare(Titans(config, int(dim)).double(), TITANS, label, dtype, tolerance)
 

@@ -23,18 +23,33 @@ class TitansConfig(Config):
         True, description="normalise what the network gives and add its input; the norm's scale is learned with it"
     )
     chunk: int = Field(16, gt=0, description="tokens whose surprise is measured at the same weights, C")
+    norm_eps: float = Field(
+        0.01, gt=0, description="of residual_norm's variance; what is forgotten shrinks, and gradients grow by its root"
+    )
     momentum: bool = Field(True, description="past surprise lasts beyond its token")
+    dampening: bool = Field(True, description="a step is as large in the end, however long its momentum lasts")
     order: Literal["read-write", "write-read"] = Field(
         "read-write", description="whether a token reads before it is written, or after"
     )
-    max_lr: float = Field(1.0, gt=0, description="largest step size of the memory's gradient descent")
+    max_lr: Literal["auto"] | Annotated[float, Field(gt=0)] = Field(
+        "auto",
+        description="largest step size; auto: head_dim / (2 chunk), with which a chunk of equal keys, all of whose "
+        "steps are taken at the same weights, moves a matrix to its value and not beyond",
+    )
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = Field(
+        1.0, description="a token's gradient of a matrix is scaled down to this norm; null: never"
+    )
     qk_norm: Literal["l2", "none"] = Field("l2", description="how queries and keys are normalised")
     activation: Literal["silu", "none"] = Field("silu", description="after the projections to queries, keys, values")
-    decay_bias: float = Field(-4.0, description="what a token forgets at the start, before the sigmoid")
+    decay_bias: float = Field(-7.0, description="what a token forgets at the start, before the sigmoid")
 
     def width(self, dim: int) -> int:
         """d at model width `dim`."""
         return max(1, min(64, dim // self.heads)) if self.head_dim == "auto" else self.head_dim
+
+    def step(self, dim: int) -> float:
+        """The largest step size at model width `dim`."""
+        return self.width(dim) / (2 * self.chunk) if self.max_lr == "auto" else self.max_lr
 
     def fit(self, dim: int) -> None:
         width = self.width(dim)

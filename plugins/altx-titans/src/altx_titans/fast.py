@@ -67,6 +67,7 @@ class Network:
         eps: of the norm.
         factor: of the loss.
         gelu: which GELU stands between two layers.
+        bound: of the norm of a token's gradient of one weight, scaled down to it; None: no bound.
     """
 
     layers: int
@@ -74,6 +75,7 @@ class Network:
     eps: float
     factor: float
     gelu: Literal["none", "tanh"] = "none"
+    bound: float | None = None
 
     def gradients(self, w: Weights, k: Tensor, v: Tensor, norm: Norm) -> Tape:
         """Of the loss at each token, for weights w."""
@@ -102,7 +104,7 @@ class Network:
                 tape[f"b{n}"] = (None, error)
             if n > 1:
                 error = (error @ w[f"w{n}"].mT) * self._slope(before[n - 2])
-        return tape
+        return {name: (x, self._bounded(x, error)) for name, (x, error) in tape.items()}
 
     def read(
         self, w: Weights, moving: Weights, q: Tensor, norm: Norm, tape: Tape | None = None, mix: Mix | None = None
@@ -130,6 +132,14 @@ class Network:
             return x
         gain = norm.gain + at("scale", None) if "scale" in w else norm.gain
         return self._normal(x)[0] * gain + norm.bias + q
+
+    def _bounded(self, x: Tensor | None, error: Tensor) -> Tensor:
+        """The error whose outer product with x, |x| |error| long, keeps to the bound."""
+        if self.bound is None:
+            return error
+        square = error.square().sum(-1, keepdim=True)
+        square = square if x is None else square * x.square().sum(-1, keepdim=True)
+        return error * (square / self.bound**2).clamp(min=1).rsqrt()
 
     def _normal(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x normalised, and its standard deviation."""

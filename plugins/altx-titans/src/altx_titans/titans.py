@@ -46,7 +46,10 @@ class Titans(Memory):
         self.config = config
         self.capabilities = capabilities(config)
         heads, width = config.heads, config.width(dim)
-        self.network = Network(config.depth, config.residual_norm, eps=1e-5, factor=2 / width)
+        self.network = Network(
+            config.depth, config.residual_norm, eps=config.norm_eps, factor=2 / width, bound=config.max_grad_norm
+        )
+        self.max_lr = config.step(dim)
         hidden = [width, *[int(width * config.expansion)] * (config.depth - 1), width]
         shapes = {"scale": (heads, width)} if config.residual_norm else {}
         self.names = [*shapes, *(f"w{n}" for n in range(1, config.depth + 1))]
@@ -206,13 +209,15 @@ class Titans(Memory):
             return [Mix(*each) for each in zip(keep[..., None].unbind(2), drifts, share.unbind(2), strict=True)]
 
         # A slot without a token keeps everything: it takes no step, forgets nothing, and its momentum moves nothing.
-        step = (self.config.max_lr * torch.sigmoid(rate(self.to_adaptive_step))).masked_fill(~real, 0)
+        step = (self.max_lr * torch.sigmoid(rate(self.to_adaptive_step))).masked_fill(~real, 0)
         kept = F.logsigmoid(-rate(self.to_decay_factor)).masked_fill(~real, 0)
         total = F.pad(kept.cumsum(-1), (1, 0))
         forgetting = F.pad(spans(kept), (0, 0, 1, 0)) * real[..., None, :]
         if self.to_momentum is None:
             return split(total.exp(), None, forgetting * step[..., None, :]), []
-        lasts = F.logsigmoid(rate(self.to_momentum)).masked_fill(~real, 0)
+        momentum = rate(self.to_momentum)
+        lasts = F.logsigmoid(momentum).masked_fill(~real, 0)
+        step = step * torch.sigmoid(-momentum) if self.config.dampening else step
         lasting, from_before = spans(lasts), lasts.cumsum(-1).exp()
         drift = (forgetting @ from_before[..., None])[..., 0]
         return (
