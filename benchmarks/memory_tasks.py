@@ -1,6 +1,7 @@
 """What a memory lets a model learn: models with one, trained beside the same backbone without it.
 
-    python benchmarks/memory_tasks.py [copy] [recall] [--models NAME ...] [--seeds 0 1 2] [--steps N] [--json out.json]
+    python benchmarks/memory_tasks.py [copy] [recall] [needle] [--models NAME ...] [--seeds 0 1 2] [--steps N]
+        [--json out.json]
 
 copy: 8-bit vectors are repeated after a delimiter, lengths 1 to 20; wrong bits of a sequence (Graves et al. 2014, 4.1).
 The setting is that of the paper and of pytorch-ntm: memory 128 x 20, one head that reads and one that writes, an LSTM
@@ -10,6 +11,12 @@ three layers of LSTM, 256 wide (the paper's width).
 recall: 8 pairs of a key and a value, then every key again in another order; the part of the values that follow rightly.
 Two blocks of LSTM and feed-forward, 64 wide, the second with a DNC's memory attached; the control, 80 wide, has more
 parameters and no memory.
+
+needle: 4 keys, each with its value behind it, somewhere in filler, 16 tokens of filler more, and the 4 keys in another
+order; the part of the values that follow rightly. Two blocks of attention and feed-forward, 32 wide, the first over 2
+tokens and the second over 16: a question sees no needle. The second has a Titans memory attached; the control, 40 wide,
+has more parameters and no memory. Both are trained with up to F tokens of filler around the needles, F growing to 120
+in the first 500 steps.
 """
 
 from __future__ import annotations
@@ -35,6 +42,9 @@ PLUGINS = registry.Registry(
 )
 BITS = 8
 PAIRS, KEYS = 8, 32
+NEEDLES, WORDS, FILLER, SIGHT = 4, 8, 16, 16
+"""Needles of a sequence; keys, and as many values; fillers; how many tokens back the attention of `needle` sees."""
+LONGEST = 120
 
 
 def copy_batch(batch: int, length: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -146,7 +156,78 @@ def recall(name: str, seed: int, steps: int, every: int = 100) -> dict[str, Any]
     }
 
 
-TASKS = {"copy": (copy, ("ntm", "lstm"), 30_000), "recall": (recall, ("dnc", "lstm"), 1_500)}
+def needle_batch(batch: int, filler: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Needles of two tokens among `filler` others, SIGHT more, and the keys again, and the values then due (B, 4)."""
+
+    def some(count: int, of: int) -> Tensor:
+        return torch.rand(batch, of, generator=generator).topk(count).indices
+
+    keys, values = some(NEEDLES, WORDS), WORDS + torch.randint(WORDS, (batch, NEEDLES), generator=generator)
+    length = filler + 2 * NEEDLES + SIGHT
+    told = 2 * WORDS + torch.randint(FILLER, (batch, length), generator=generator)
+    at = some(NEEDLES, filler + NEEDLES).sort().values + torch.arange(NEEDLES)
+    told = told.scatter(1, at, keys).scatter(1, at + 1, values)
+    order = some(NEEDLES, NEEDLES)
+    return torch.cat([told, keys.gather(1, order)], 1), values.gather(1, order)
+
+
+def needle_model(name: str, seed: int) -> Model:
+    """`titans`, or the control `attention`."""
+    mixers = [{"name": "attention", "window": window} for window in (2, SIGHT)]
+    plain = {
+        "mixer": mixers, "layers": 2, "input": {"kind": "tokens", "vocab": 2 * WORDS + FILLER},
+        "head": {"kind": "language-model", "tie": False},
+    }  # fmt: skip
+    if name == "attention":
+        return compose({**plain, "dim": 40}, seed=seed, plugins=PLUGINS)
+    # A matrix. The gradient of the mean over 32 channels has 2/32 in it: with a rate of 16 one step writes all of v.
+    memory = {
+        "name": "titans", "heads": 1, "head_dim": 32, "depth": 1, "residual_norm": False, "activation": "none",
+        "max_lr": 16, "decay_bias": -8,
+    }  # fmt: skip
+    return compose({**plain, "dim": 32, "memory": ["none", memory]}, seed=seed, plugins=PLUGINS)
+
+
+def needle(name: str, seed: int, steps: int, every: int = 100) -> dict[str, Any]:
+    """Train on needles in filler; steps are of 16 sequences."""
+    model, draw = needle_model(name, seed), torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+
+    def right(filler: int) -> float:
+        asked, due = needle_batch(256, filler, torch.Generator().manual_seed(1000 + filler))
+        with torch.no_grad():
+            return (model(asked).y[:, -NEEDLES:].argmax(-1) == due).float().mean().item()
+
+    curve: list[tuple[int, float]] = []
+    start = time.perf_counter()
+    for step in range(1, steps + 1):
+        longest = min(LONGEST, LONGEST * step // 500)
+        x, values = needle_batch(16, int(torch.randint(longest + 1, (1,), generator=draw)), draw)
+        loss = F.cross_entropy(model(x).y[:, -NEEDLES:].flatten(0, 1), values.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if step % every == 0 or step == steps:
+            curve.append((step, right(LONGEST)))
+            print(
+                f"  {name} seed {seed} {step}: {curve[-1][1]:.3f} right, {time.perf_counter() - start:.0f} s",
+                flush=True,
+            )
+    return {
+        "seed": seed,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "right": curve,
+        "right with filler": {filler: right(filler) for filler in (0, 120, 240, 480, 960)},
+        "seconds": time.perf_counter() - start,
+    }
+
+
+TASKS = {
+    "copy": (copy, ("ntm", "lstm"), 30_000),
+    "recall": (recall, ("dnc", "lstm"), 1_500),
+    "needle": (needle, ("titans", "attention"), 1_500),
+}
 """By name: how to train, the models, and steps."""
 
 
@@ -155,7 +236,7 @@ def main() -> None:
     parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"any of {', '.join(TASKS)}; all if none")
     parser.add_argument("--models", nargs="+", help="only these")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, help="instead of 30,000 (copy) and 1,500 (recall)")
+    parser.add_argument("--steps", type=int, help="instead of 30,000 (copy) and 1,500 (the others)")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     if unknown := set(args.tasks) - TASKS.keys():
