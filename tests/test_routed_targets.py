@@ -25,7 +25,7 @@ TARGETS: dict[str, list[dict[str, Any]]] = {
     "memories": [{"memory": {"name": "ntm", "slots": 6, "width": 4}, "repeat": 2}, {"memory": "nsm"}],
     "depths": [{"depths": 3, "sublayers": [{"mixer": "attention"}, {"mixer": "mamba"}, {"feed_forward": "swiglu"}]}],
 }
-SETTINGS: dict[str, dict[str, Any]] = {"mixture-of-depths": {"capacity": 0.5}}
+SETTINGS: dict[str, dict[str, Any]] = {"mixture-of-depths": {"capacity": 0.5}, "token-to-state": {"chunk": 3}}
 ROUTERS = [component.name for component in registry.default().components("router")]
 
 

@@ -19,7 +19,7 @@ INDEX = {
     "altx-linformer": "linformer",
     "altx-mamba": "mamba mamba2 mamba3",
     "altx-moe": "base expert-choice hash mixture-of-depths mixture-of-recursions sinkhorn soft switch topk",
-    "altx-nsm": "nsm",
+    "altx-nsm": "nsm token-to-state",
     "altx-ntm": "dnc ntm",
     "altx-performer": "performer",
     "altx-product-key": "memory-layer product-key",

@@ -146,6 +146,7 @@ class RouterCapabilities(Capabilities):
         decode: what a router that looks ahead does in a causal model: the "same" (it needs no
             lookahead), use the "argmax" or a trained "predictor", or "forbid".
         mixes: gives its targets mixtures of tokens, which have no order: its routes have `slots`.
+        chunk: tokens of a sequence that are routed before what they hold may change a later choice.
         stepwise: chooses among depths only (see `altx.recursion`), and is asked at each, about the tokens that are
             left: use `Targets.depth` or leave. It keeps no state.
     """
@@ -153,6 +154,7 @@ class RouterCapabilities(Capabilities):
     lookahead: Literal["token", "past", "sequence", "batch"] = "token"
     decode: Literal["same", "argmax", "predictor", "forbid"] = "same"
     mixes: bool = False
+    chunk: int = 1
     stepwise: bool = False
 
     def __post_init__(self) -> None:

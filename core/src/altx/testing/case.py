@@ -20,6 +20,7 @@ from altx.measure import example_inputs
 from altx.memory import Memory
 from altx.model import Model
 from altx.resolve import Blueprint
+from altx.router import Router
 from altx.state import State
 from altx.testing.trial import Trial
 
@@ -138,8 +139,9 @@ class Case:
 
     @cached_property
     def chunk(self) -> int:
-        """Tokens after which every memory inside has written what it was told, so that later ones can read it."""
-        return max((part.capabilities.chunk for part in self.layer.modules() if isinstance(part, Memory)), default=1)
+        """Tokens after which what every memory and router inside was told shows in later ones."""
+        parts = [part for part in self.layer.modules() if isinstance(part, (Memory, Router))]
+        return max((part.capabilities.chunk for part in parts), default=1)
 
     def inputs(self, batch: int, length: int, seed: int = 0) -> Tensor:
         """Random inputs (B, T, ...), different for every seed."""

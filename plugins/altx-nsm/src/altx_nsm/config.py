@@ -6,8 +6,8 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from altx.capabilities import MemoryCapabilities
-from altx.config import Config
+from altx.capabilities import MemoryCapabilities, RouterCapabilities
+from altx.config import Config, RouterConfig
 
 
 class NSMConfig(Config):
@@ -35,19 +35,50 @@ class NSMConfig(Config):
                 f"living {self.living} must lie between k and the number of slots: from {self.k} to {self.slots}"
             )
         if self.width is not None:
-            self._heads_fit(self.width)
+            _heads_fit(self.heads, self.width)
         return self
 
     def fit(self, dim: int) -> None:
-        self._heads_fit(self.width or dim)
+        _heads_fit(self.heads, self.width or dim)
 
-    def _heads_fit(self, width: int) -> None:
-        if width % self.heads:
-            fitting = [heads for heads in range(1, min(width, 64) + 1) if width % heads == 0]
-            raise ValueError(f"{self.heads} heads do not divide states of width {width}; use one of {fitting}")
+
+class TokenToStateConfig(RouterConfig):
+    """Config of `token-to-state`."""
+
+    k: int = Field(2, ge=2, description="targets that a token chooses; with one, its weight would be 1 in any case")
+    chunk: int | None = Field(
+        16, gt=0, description="tokens that are routed before what they say changes the states; null: states are fixed"
+    )
+    width: int | None = Field(None, gt=0, description="numbers per state W; null for the model's width")
+    heads: int = Field(4, gt=0, description="heads of the attention among states")
+    balance_weight: float = Field(0.01, ge=0, description="recommended weight of the load-balance loss; 0 for none")
+
+    def fit(self, dim: int) -> None:
+        if self.chunk:
+            _heads_fit(self.heads, self.width or dim)
+
+    def fit_targets(self, n: int) -> None:
+        if self.k > n:
+            raise ValueError(f"k {self.k} is more than there are; use k of at most {n}, or more targets")
+
+
+def _heads_fit(heads: int, width: int) -> None:
+    if width % heads:
+        fitting = [number for number in range(1, min(width, 64) + 1) if width % number == 0]
+        raise ValueError(f"{heads} heads do not divide states of width {width}; use one of {fitting}")
 
 
 def capabilities(config: NSMConfig) -> MemoryCapabilities:
     """Streams token by token with a state of constant size; a chunk that a call leaves open is part of it."""
     losses = {"balance": config.balance_weight} if config.balance_weight else {}
     return MemoryCapabilities(growth="constant", rollback="snapshot", chunk=config.chunk, losses=losses)
+
+
+def token_to_state_capabilities(config: TokenToStateConfig) -> RouterCapabilities:
+    """By the states that the past has left, in a stream as ever; by the token alone where they are fixed."""
+    losses = {"balance": config.balance_weight} if config.balance_weight else {}
+    if not config.chunk:
+        return RouterCapabilities(bidirectional=True, packing=True, losses=losses)
+    return RouterCapabilities(
+        lookahead="past", chunk=config.chunk, growth="constant", rollback="snapshot", losses=losses
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from altx import MemorySpec, hookimpl
+from altx import MemorySpec, RouterSpec, hookimpl
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -33,5 +33,29 @@ def altx_memories() -> Iterable[MemorySpec]:
             ),
             attach=("residual", "gate"),
             default_attach="residual",
+        )
+    ]
+
+
+@hookimpl
+def altx_routers() -> Iterable[RouterSpec]:
+    return [
+        RouterSpec(
+            "token-to-state",
+            summary="Each token uses the targets whose states it matches; the states follow what they are sent",
+            description=(
+                "a = top-k softmax(q_t . norm(s_i)),  y_t = sum a_ti target_i(x)_t  with the states before the chunk;\n"
+                "then s_i <- GRU(mean over the chunk of v_t weighted by a_ti, s_i), s <- s + attention among states.\n"
+                "The routing of the Neural State Machine without its reads: a target is known by what it was sent.\n"
+                "O((D + n) W) per token and O(n W^2) per chunk, sequential across chunks. State: 2 n W numbers per\n"
+                "sequence. With chunk null the states are learned and fixed: content-based routing without a state."
+            ),
+            build="altx_nsm.router:build",
+            config="altx_nsm.config:TokenToStateConfig",
+            capabilities="altx_nsm.config:token_to_state_capabilities",
+            paper=(
+                "rebuilt from the idea of github.com/reicalasso/beyond_transformer, src/nsm at a5c21ee; balance: Fedus "
+                "et al. 2021, arXiv:2101.03961"
+            ),
         )
     ]

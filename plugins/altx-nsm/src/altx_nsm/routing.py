@@ -28,6 +28,17 @@ class Choice(NamedTuple):
     load: Tensor | None
 
 
+def best(scores: Tensor, alive: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Indices of the k highest scores, and the softmax of these, 0 for what is dead; both (B, T, k).
+
+    Args:
+        scores: (B, T, S), the lowest number there is for what is dead.
+        alive: (S,) bool.
+    """
+    top = scores.topk(k, -1)
+    return top.indices, torch.softmax(top.values, -1) * alive[top.indices]
+
+
 def by_content(q: Tensor, keys: Tensor, alive: Tensor, k: int, mask: Tensor | None) -> Choice:
     """The k living states that a token's query matches best, weighted by the softmax of these k scores.
 
@@ -39,8 +50,7 @@ def by_content(q: Tensor, keys: Tensor, alive: Tensor, k: int, mask: Tensor | No
         mask: (B, T) bool, or None.
     """
     scores = (q @ keys.transpose(-1, -2)).masked_fill(~alive, torch.finfo(q.dtype).min)
-    top = scores.topk(k, -1)
-    share = torch.zeros_like(scores).scatter(-1, top.indices, torch.softmax(top.values, -1)) * alive
+    share = torch.zeros_like(scores).scatter(-1, *best(scores, alive, k))
     chance = torch.softmax(scores, -1)
     if mask is not None:
         share, chance = share * mask[..., None], chance * mask[..., None]

@@ -1,0 +1,225 @@
+"""The Neural State Machine's token-to-state routing as a router: each target is known by a state, and states change."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from altx.context import Context
+from altx.layer import FRESH, advanced
+from altx.layout import take
+from altx.masking import by_document, real_first
+from altx.router import Route, Router, Targets
+from altx.spec import BuildContext
+from altx.state import Leaf, State
+from altx_nsm.cell import Cell, RMSNorm
+from altx_nsm.config import TokenToStateConfig, token_to_state_capabilities
+from altx_nsm.routing import best
+
+ENOUGH = 1e-6
+"""Tokens' worth of mass in a chunk from which a state counts as touched."""
+SPEC = {
+    "slots": Leaf(kind="memory", fp32=True),
+    "total": Leaf(kind="memory", fp32=True),
+    "mass": Leaf(kind="memory", fp32=True),
+    "open": Leaf(kind="counter"),
+}
+
+
+class Slots(NamedTuple):
+    """States of n targets in B rows, and what the open chunk has told them so far.
+
+    Args:
+        slots: (B, n, W), as they were before the open chunk.
+        total: (B, n, W), sum over the open chunk's tokens of weight times value.
+        mass: (B, n), sum of their weights.
+        open: (B,) int64, tokens in the open chunk.
+    """
+
+    slots: Tensor
+    total: Tensor
+    mass: Tensor
+    open: Tensor
+
+
+class TokenToState(Router):
+    """Token choice of the k targets whose states a token matches best.
+
+        a_t = softmax of the k highest of (W_q x_t) . (W_k norm(s_i)) / sqrt(W)
+        after each chunk of C tokens  s_i <- GRU(sum_t a_ti W_v x_t / sum_t a_ti, s_i),  s <- s + attention among them
+
+    as in `altx_nsm.memory.NSM`, with targets in the place of what is read; states that no token chose hold every bit.
+    A token is routed by the states from before its chunk. Rows count their chunks from their first real token, and
+    again from every reset. Without a chunk the states are learned and never change.
+
+    The states are the router's own: a target's change while it runs, which is after the route of a whole call is
+    known, and how a call is cut must not matter. A caller that knows the states before gives them as `targets.keys`
+    ((n, W) or (B, n, W), NSM does); they are matched instead, and nothing changes.
+
+    Args:
+        config: k, width, chunk.
+        dim: model width D.
+        n: number of targets.
+
+    State: see `Slots`, numbers in at least float32; none without a chunk.
+    """
+
+    def __init__(self, config: TokenToStateConfig, dim: int, n: int) -> None:
+        super().__init__()
+        self.config = config
+        self.capabilities = token_to_state_capabilities(config)
+        width = config.width or dim
+        self.initial = nn.Parameter(torch.empty(n, width))
+        self.q_proj = nn.Linear(dim, width, bias=False)
+        self.k_proj = nn.Linear(width, width, bias=False)
+        self.key_norm = RMSNorm(width)
+        self.v_proj = nn.Linear(dim, width, bias=False) if config.chunk else None
+        self.cell = Cell(width, config.heads) if config.chunk else None
+        nn.init.normal_(self.initial, std=0.5)
+
+    def param_groups(self) -> dict[str, dict[str, float]]:
+        """Decay would draw the states together."""
+        return {"initial": {"weight_decay": 0.0}}
+
+    def init_state(
+        self,
+        batch: int,
+        *,
+        capacity: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> State | None:
+        if self.cell is None:
+            return None
+        device = torch.device(device or self.initial.device)
+        slots = self._fresh(batch, device, torch.promote_types(dtype or self.initial.dtype, torch.float32))
+        return State(slots._asdict(), SPEC, seen=torch.zeros(batch, dtype=torch.int64, device=device))
+
+    def _fresh(self, batch: int, device: torch.device, dtype: torch.dtype) -> Slots:
+        slots = self.initial.to(device, dtype).repeat(batch, 1, 1)
+        nothing = torch.zeros(batch, dtype=torch.int64, device=device)
+        return Slots(slots, torch.zeros_like(slots), slots.new_zeros(slots.shape[:2]), nothing)
+
+    def route(self, x: Tensor, targets: Targets, ctx: Context = FRESH, state: State | None = None) -> Route:
+        n, k, precise = targets.n, self.config.k, torch.promote_types(x.dtype, torch.float32)
+        alive = torch.ones(n, dtype=torch.bool, device=x.device) if targets.alive is None else targets.alive
+        present = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if ctx.mask is None else ctx.mask
+        valid = present & alive.any()
+        width = self.initial.shape[1]
+        if targets.keys is not None and targets.keys.shape[-1] != width:
+            given = targets.keys.shape[-1]
+            raise ValueError(f"states of width {given}, and this router's keys have {width}; set its width to {given}")
+        with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
+            if self.cell is None or targets.keys is not None:
+                real = torch.where(present[..., None], x, 0)
+                scores = self._scores(
+                    self._queries(real, precise), self.initial if targets.keys is None else targets.keys
+                )
+            else:
+                held = self._fresh(len(x), x.device, precise) if state is None else Slots(**state.leaves)
+                scores, held = self._advance(x, held, alive, ctx)
+                if state is not None:
+                    state = state.replace(seen=advanced(state.seen, x, ctx), **held._asdict())
+        scores = scores.masked_fill(~alive, torch.finfo(scores.dtype).min)
+        index, weight = best(scores, alive, k)
+        used = valid[..., None] & alive[index]
+        target, weight = torch.where(used, index, -1), torch.where(used, weight, 0)
+        load = torch.zeros(n + 1, device=x.device, dtype=torch.float32)
+        load = load.index_add(0, torch.where(used, index, n).flatten(), load.new_ones(index.numel()))[:n]
+        probs = torch.where(valid[..., None], torch.softmax(scores, -1), 0).sum((0, 1)) / valid.sum().clamp(min=1)
+        losses = {}
+        if self.config.balance_weight:
+            losses["balance"] = alive.sum() * (load / load.sum().clamp(min=1) * probs).sum()
+        metrics = {
+            "load": load,
+            "max_load": load.max() / (load.sum() / alive.sum().clamp(min=1)).clamp(min=1 / n),
+            "entropy": -torch.xlogy(probs.detach(), probs.detach()).sum(),
+            "drop_rate": torch.zeros_like(load[0]),
+            "no_target": (present & ~valid).sum(),
+        }
+        token = torch.arange(present.numel(), device=x.device).repeat_interleave(k)
+        return Route(n, token, target.flatten(), weight.flatten(), losses, metrics, state)
+
+    def _queries(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """(B, T, W), scaled, to be matched with normed states: the key's projection is applied to the query."""
+        q = F.linear(x.to(dtype), self.q_proj.weight.to(dtype))
+        matched: Tensor = q @ self.k_proj.weight.to(dtype) * q.shape[-1] ** -0.5
+        return matched
+
+    def _scores(self, q: Tensor, states: Tensor) -> Tensor:
+        """(B, T, n) of queries (B, T, W) and states (n, W) or (B, n, W)."""
+        scores: Tensor = q @ self.key_norm(states.to(q.dtype)).transpose(-1, -2)
+        return scores
+
+    def _advance(self, x: Tensor, held: Slots, alive: Tensor, ctx: Context) -> tuple[Tensor, Slots]:
+        """Scores (B, T, n) of the tokens, and the states after them."""
+        if not x.shape[0] or not x.shape[1]:
+            return held.slots.new_zeros(*x.shape[:2], held.slots.shape[1]), held
+        if ctx.reset is None:
+            moved = real_first(x, ctx)
+            scores, held = self._chunks(moved.x, moved.lengths, held, alive)
+            return moved.restore(scores), held
+        # Each document is a row that starts afresh, but for those that go on with what came before the call.
+        starts = ctx.reset if ctx.mask is None else ctx.reset & ctx.mask
+        goes_on = torch.zeros_like(starts)
+        goes_on[:, 0] = ~starts[:, 0]
+        first = (starts | goes_on).flatten().nonzero().flatten()
+        row = first // x.shape[1]
+        on = goes_on.flatten()[first]
+        fresh = self._fresh(len(row), x.device, held.slots.dtype)
+        before = Slots(
+            *(torch.where(on.view(-1, *[1] * (a.dim() - 1)), a[row], b) for a, b in zip(held, fresh, strict=True))
+        )
+        documents = by_document(x, ctx)
+        moved = real_first(documents.x, Context(mask=documents.mask))
+        scores, after = self._chunks(moved.x, moved.lengths, before, alive)
+        last = torch.bincount(row, minlength=len(x)).cumsum(0) - 1
+        return documents.restore(moved.restore(scores)), Slots(*(leaf[last] for leaf in after))
+
+    def _chunks(self, x: Tensor, lengths: Tensor | None, held: Slots, alive: Tensor) -> tuple[Tensor, Slots]:
+        """As `_advance`, for rows of `lengths` (B,) real tokens, first in their rows, without resets."""
+        assert self.v_proj is not None and self.config.chunk is not None
+        length, size, dtype = x.shape[1], self.config.chunk, held.slots.dtype
+        q, v = self._queries(x, dtype), F.linear(x.to(dtype), self.v_proj.weight.to(dtype))
+        # Every row's tokens on its own grid of chunks, which its open chunk begins.
+        single = length == 1
+        count, width = (1, 1) if single else ((length + size - 2) // size + 1, size)
+        before = torch.zeros_like(held.open) if single else held.open
+        token = torch.arange(count * width, device=x.device) - before[:, None]
+        here = (token >= 0) & (token < (length if lengths is None else lengths[:, None]))
+        token, here = token.clamp(0, length - 1), here.unflatten(1, (count, width))
+        q, v = (take(each, token).unflatten(1, (count, width)) for each in (q, v))
+        found = []
+        for i in range(count):
+            scores = self._scores(q[:, i], held.slots)
+            found.append(scores)
+            index, weight = best(scores.masked_fill(~alive, torch.finfo(dtype).min), alive, self.config.k)
+            share = torch.zeros_like(scores).scatter(-1, index, weight) * here[:, i, :, None]
+            total = held.total + share.transpose(1, 2) @ v[:, i]
+            held = self._closed(
+                Slots(held.slots, total, held.mass + share.sum(1), held.open + here[:, i].sum(1)), alive
+            )
+        place = (before[:, None] + torch.arange(length, device=x.device)).clamp(max=count * width - 1)
+        return take(torch.cat(found, 1), place), held
+
+    def _closed(self, held: Slots, alive: Tensor) -> Slots:
+        """The states after the chunk in the rows where it is full, and as they were elsewhere."""
+        assert self.cell is not None and self.config.chunk is not None
+        full = held.open == self.config.chunk
+        if held.slots.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(full.any()):
+            return held
+        touched = full[:, None] & alive & (held.mass >= ENOUGH)
+        told = held.total / held.mass.clamp(min=ENOUGH)[..., None]
+        return Slots(
+            self.cell(told, held.slots, touched, alive),
+            held.total.masked_fill(full[:, None, None], 0),
+            held.mass.masked_fill(full[:, None], 0),
+            held.open.masked_fill(full, 0),
+        )
+
+
+def build(config: TokenToStateConfig, ctx: BuildContext) -> Router:
+    return TokenToState(config, ctx.dim, ctx.num_targets)
