@@ -20,7 +20,7 @@ os.environ["TRITON_DEFAULT_FP_FUSION"] = "1"
 import torch
 
 from altx_kernels.examples import Example
-from altx_kernels.trees import leaves
+from altx_kernels.trees import leaves, map_leaves
 from altx_kernels.verify import verify
 
 OP = sys.argv[2]
@@ -43,7 +43,11 @@ def flags(T: int) -> dict[str, torch.Tensor]:
 
 def calls() -> list[dict[str, Any]]:
     if OP == "dnc":
+        # Slots that are all alike: no product of usages may be divided by one of them.
+        blank = call(1, 4, 5, 3, readers=2)
+        blank["slots"] = map_leaves(lambda _, t: torch.zeros_like(t).requires_grad_(), blank["slots"])
         return [
+            blank,
             call(2, 5, 6, 3, readers=2, **flags(5)), call(1, 5, 5, 4), call(2, 4, 5, 3, writing=False, **flags(4)),
             call(2, 3, 5, 3, reading=False, **flags(3)), call(1, 0, 4, 3), call(0, 2, 4, 3),
         ]  # fmt: skip
@@ -56,8 +60,8 @@ def calls() -> list[dict[str, Any]]:
 
 
 def interpret() -> int:
-    # Several in a few tokens.
-    module.CHUNK = 2
+    # Several chunks in a few tokens, and several blocks of a link's rows.
+    module.CHUNK, module.TILE = 2, 64
     made = [Example(f"call {index}", arguments) for index, arguments in enumerate(calls())]
     some: Any = SimpleNamespace(name=OP, reference=SCAN.reference, backends=SCAN.backends, examples=lambda: made)
     wrong = 0
@@ -88,19 +92,20 @@ def passes(arguments: dict[str, Any]) -> None:
         module.flat.differentiate(module.BACKWARD)(tape, *outputs)
         return outputs
 
-    module.flat.scan(forward, **{"write_first": False, "mask": None, "reset": None, **arguments})
+    defaults = {"mask": None, "reset": None} | ({"write_first": False} if OP == "ntm" else {})
+    module.flat.scan(forward, **(defaults | arguments))
 
 
 def compile_() -> int:
     from altx_kernels.gpu import compiling
 
-    sizes = [(32, 16), (128, 32)] if OP == "dnc" else [(64, 16), (128, 20), (256, 32)]
+    sizes = [(32, 16), (128, 32)] if OP == "dnc" else [(64, 16), (128, 20)]
     jobs: list[tuple[Any, int, int]] = []
     for count, width in sizes:
         several = (count, width) != sizes[0]
         rest: dict[str, Any] = flags(16) | {"readers": 2} if several else {}
         if OP == "ntm" and several:
-            rest |= {"writers": 2, "write_first": width == 32}
+            rest |= {"writers": 2, "write_first": True}
 
         arguments = call(2, 16, count, width, **rest)
         for tensor in leaves(arguments).values():

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from altx_kernels import KernelError
 from altx_kernels.arguments import check_floats, check_shapes
 from altx_ntm.kernels.dnc.reference import Reads, Slots, Writes
+from altx_ntm.kernels.sizes import fits
 
 SHAPES = {
     "memory": "B N W", "link": "B N M", "precedence": "B N", "usage": "B N", "read_address": "B R N",
@@ -18,6 +21,21 @@ WRITES = {
     "key": "B T W", "strength": "B T one", "erase": "B T W", "add": "B T W", "free": "B T R", "allocate": "B T one",
     "gate": "B T one",
 }  # fmt: skip
+
+
+MOST_SLOTS = 128
+LARGEST = 1 << 13
+"""Numbers in a memory, both sides rounded up to powers of two, for which a GPU's program has registers."""
+
+
+def too_large(slots: Slots, *_: Any, **__: Any) -> str | None:
+    """Why slots and memory do not fit the registers of one program, or None."""
+    count, width = slots.memory.shape[1:]
+    if count > MOST_SLOTS:
+        return f"{count} slots are more than the {MOST_SLOTS} that a program can put in order"
+    if fits(count, width, LARGEST):
+        return None
+    return f"a memory of {count} x {width} is larger than the {LARGEST} numbers that fit a program's registers"
 
 
 def check(

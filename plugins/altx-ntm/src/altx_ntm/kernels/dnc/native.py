@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from altx_kernels.native import Library
 from altx_kernels.primitive import Primitive
-from altx_ntm.kernels.dnc.cases import per_token
-from altx_ntm.kernels.dnc.reference import Reads, Slots, Writes, in_precision
+from altx_ntm.kernels.dnc import flat
+from altx_ntm.kernels.dnc.flat import Maybe
+from altx_ntm.kernels.dnc.reference import Reads, Slots, Writes
 
 SIZES = 9 * "i"
 LIBRARY = Library(
@@ -32,8 +32,6 @@ PAD = 16
 SERIAL = 1 << 14
 """Numbers in the states of all tokens below which a second thread costs more than it saves."""
 
-Maybe = Tensor | None
-
 
 def unavailable(slots: Slots, *_: Any, **__: Any) -> str | None:
     """Why it cannot run a call, or None."""
@@ -51,29 +49,13 @@ def scan(
     reset: Tensor | None = None,
 ) -> tuple[Tensor, Slots]:
     """As `reference.scan`."""
-    dtype = slots.memory.dtype
-    slots, fresh, reads, writes = in_precision(slots, fresh, reads, writes)
-    if reads is None and writes is None:
-        return slots.memory.new_zeros(len(slots.memory), 0, 0, slots.memory.shape[2]), slots
-    parameters: list[Maybe] = [*(reads or 3 * (None,)), *(writes or 7 * (None,))]
-    states: list[Maybe] = [*slots, *(6 * (None,) if reset is None else fresh)]
-    tensors = [*parameters, *states]
-    save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    read, *after = FORWARD(*tensors, mask, reset, save)
-    return read.to(dtype), Slots(*after[:6])
+    return flat.scan(FORWARD, slots, fresh, reads, writes, mask, reset)
 
 
-def _dense(values: Any) -> list[Maybe]:
-    return [None if value is None else value.contiguous() for value in values]
-
-
-def _sizes(read_key: Maybe, key: Maybe, memory: Tensor, readers: int) -> tuple[int, ...]:
-    """B, T, N, W, R and the numbers of a padded state."""
-    given = read_key if read_key is not None else key
-    assert given is not None
-    batch, slots, width = memory.shape
+def _size(slots: int, width: int, readers: int) -> int:
+    """Numbers of a padded state."""
     across, down = _padded(slots), _padded(width)
-    return batch, given.shape[1], slots, width, readers, slots * (down + across) + (readers + 3) * across
+    return slots * (down + across) + (readers + 3) * across
 
 
 def _padded(size: int) -> int:
@@ -104,32 +86,23 @@ def _forward(
         fresh_memory, fresh_link, fresh_precedence, fresh_usage, fresh_read_address, fresh_write_address,
     )  # fmt: skip
     results = _results(*parameters, *states, mask, reset, save)
-    sizes = _sizes(read_key, key, memory, read_address.shape[1])
-    batch, tokens, slots, width, _, size = sizes
+    sizes = flat.sizes(read_key, key, memory, read_address)
+    batch, tokens, slots, width, readers = sizes
+    size = _size(slots, width, readers)
     threads = _threads(batch, tokens, size)
     scratch = 3 * size + 9 * _padded(slots) + _padded(width)
     LIBRARY.call(
-        "dnc", memory.dtype, *_dense(parameters), *_dense((mask, reset)), *_dense(states), *results[:7],
-        results[7] if save else None, memory.new_empty(threads * scratch), *sizes, _chunk(tokens), scratch, threads,
+        "dnc", memory.dtype, *flat.dense(parameters), *flat.dense((mask, reset)), *flat.dense(states), *results[:7],
+        results[7] if save else None, memory.new_empty(threads * scratch), *sizes, size, _chunk(tokens), scratch,
+        threads,
     )  # fmt: skip
     return results
 
 
 def _results(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Room for what `_forward` returns."""
-    memory, link, precedence, usage, read_address, write_address = inputs[10:16]
-    batch, tokens, _, width, readers, size = _sizes(inputs[0], inputs[3], memory, read_address.shape[1])
-    kept = (batch, -(-tokens // _chunk(tokens)), size) if inputs[-1] else (0,)
-    return (
-        memory.new_empty(batch, tokens, 0 if inputs[0] is None else readers, width),
-        memory.new_empty(memory.shape),
-        memory.new_empty(link.shape),
-        memory.new_empty(precedence.shape),
-        memory.new_empty(usage.shape),
-        memory.new_empty(read_address.shape),
-        memory.new_empty(write_address.shape),
-        memory.new_empty(kept),
-    )
+    tokens, slots, width, readers = flat.sizes(inputs[0], inputs[3], inputs[10], inputs[14])[1:]
+    return flat.results(inputs, (-(-tokens // _chunk(tokens)), _size(slots, width, readers)) if inputs[-1] else None)
 
 
 def _backward(
@@ -145,58 +118,30 @@ def _backward(
     """Gradients of the first 22 arguments of `_forward`, empty where there is none."""
     parameters = (read_key, read_strength, modes, key, strength, erase, add, free, allocate, gate)
     fresh = (fresh_memory, fresh_link, fresh_precedence, fresh_usage, fresh_read_address, fresh_write_address)
-    gradients = _gradients(parameters, checkpoints, slots, readers, width, mask is not None)
+    gradients = flat.gradients(parameters, checkpoints, slots, readers, width, mask is not None)
     last: list[Maybe] = [d_memory, d_link, d_precedence, d_usage, d_read_address, d_write_address]
     if any(d is not None for d in last):
         pairs = zip(last, gradients[10:16], strict=True)
         last = [torch.zeros_like(like) if d is None else d for d, like in pairs]
-    sizes = _sizes(read_key, key, gradients[10], readers)
-    batch, tokens, *_, size = sizes
+    sizes = flat.sizes(read_key, key, gradients[10], gradients[14])
+    batch, tokens, size = *sizes[:2], _size(slots, width, readers)
     threads, chunk, across, down = _threads(batch, tokens, size), _chunk(tokens), _padded(slots), _padded(width)
     scratch = (chunk + 5) * size + 18 * across + 5 * max(across, down) + down + readers * width
     LIBRARY.call(
-        "dnc_backward", checkpoints.dtype, *_dense((d_read,)), *_dense(last), checkpoints, *_dense(parameters),
-        *_dense((mask, reset)), *_dense(fresh), *gradients, checkpoints.new_empty(threads * scratch), *sizes, chunk,
-        scratch, threads,
+        "dnc_backward", checkpoints.dtype, *flat.dense((d_read, *last)), checkpoints,
+        *flat.dense((*parameters, mask, reset, *fresh)), *gradients, checkpoints.new_empty(threads * scratch), *sizes,
+        size, chunk, scratch, threads,
     )  # fmt: skip
     return gradients
 
 
-def _gradients(
-    parameters: tuple[Maybe, ...], like: Tensor, slots: int, readers: int, width: int, masked: bool
-) -> list[Tensor]:
-    """Room for what `_backward` returns."""
-    room, batch = like.new_zeros if masked else like.new_empty, like.shape[0]
-    gradients = [like.new_empty(0) if p is None else room(p.shape) for p in parameters]
-    shapes = ((slots, width), (slots, slots), (slots,), (slots,), (readers, slots), (slots,))
-    return gradients + [like.new_empty(batch, *shape) for shape in (*shapes, *shapes)]
-
-
 def _fake_backward(*inputs: Any) -> list[Tensor]:
     slots, readers, width = inputs[-3:]
-    return _gradients(inputs[8:18], inputs[7], slots, readers, width, False)
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    parameters, (memory, *_), (read_address, _write), fresh = inputs[:10], inputs[10:14], inputs[14:16], inputs[16:22]
-    ctx.set_materialize_grads(False)
-    ctx.sizes = memory.shape[1], read_address.shape[1], memory.shape[2]
-    ctx.save_for_backward(output[7], *parameters, *fresh, *inputs[22:24])
-
-
-def _differentiate(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
-    saved = ctx.saved_tensors
-    result = BACKWARD(*gradients[:7], *saved, *ctx.sizes)
-    present = [p is not None for p in saved[1:11]] + 6 * [True] + [t is not None for t in saved[11:17]]
-    return (*(g if there else None for g, there in zip(result, present, strict=True)), None, None, None)
+    return flat.gradients(inputs[8:18], inputs[7], slots, readers, width, False)
 
 
 BACKWARD = Primitive("altx_ntm::dnc_backward", _backward, _fake_backward)
-FORWARD = Primitive("altx_ntm::dnc", _forward, _results, save=_save, backward=_differentiate, keep="save")
-
-
-@register_flop_formula(torch.ops.altx_ntm.dnc)
-def _flops(*inputs, out_shape=None, **_) -> int:  # type: ignore[no-untyped-def]
-    batch, slots, width = inputs[10]
-    given = inputs[0] or inputs[3]
-    return int(batch * given[1] * per_token(slots, width, inputs[14][1] if inputs[0] else 0))
+FORWARD = Primitive(
+    "altx_ntm::dnc", _forward, _results, save=flat.save, backward=flat.differentiate(BACKWARD), keep="save"
+)
+flat.count_flops(torch.ops.altx_ntm.dnc)

@@ -10,6 +10,7 @@ from torch import Tensor
 from altx_kernels import KernelError
 from altx_kernels.arguments import check_floats, check_shapes
 from altx_ntm.kernels.ntm.reference import Heads, Slots, Writes
+from altx_ntm.kernels.sizes import fits
 
 LARGEST = 1 << 13
 """Numbers in a memory, both sides rounded up to powers of two, for which a GPU's program has registers."""
@@ -18,14 +19,9 @@ LARGEST = 1 << 13
 def too_large(slots: Slots, *_: Any, **__: Any) -> str | None:
     """Why the memory does not fit the registers of one program, which holds it whole, or None."""
     count, width = slots.memory.shape[1:]
-    if _power_of_2(count) * _power_of_2(width) <= LARGEST:
+    if fits(count, width, LARGEST):
         return None
     return f"a memory of {count} x {width} is larger than the {LARGEST} numbers that fit a program's registers"
-
-
-def _power_of_2(n: int) -> int:
-    """As `altx_kernels.gpu.launching.power_of_2`, without Triton."""
-    return max(16, 1 << max(n - 1, 0).bit_length())
 
 
 def check(

@@ -18,25 +18,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from altx_kernels.gpu.common import exp
 from altx_kernels.gpu.launching import DEVICE, launch, power_of_2
 from altx_kernels.primitive import Primitive
+from altx_ntm.kernels.addressing import content, norms, softmax, uncontent
 from altx_ntm.kernels.ntm import flat, reference
 from altx_ntm.kernels.ntm.flat import Maybe
 from altx_ntm.kernels.ntm.reference import Heads, Slots, Writes
 
 EPS = tl.constexpr(reference.EPS)
-INFINITY = tl.constexpr(float("inf"))
+FLOOR = tl.constexpr(reference.EPS**2)
 CHUNK = 16
 """Tokens between two memories that are kept for the adjoint."""
-
-
-@triton.jit
-def softmax(logits, real):
-    """0 where it is not real."""
-    logits = tl.where(real, logits, -INFINITY)
-    powers = exp(logits - tl.max(logits, 0))
-    return powers / tl.sum(powers, 0)
 
 
 @triton.jit
@@ -49,25 +41,15 @@ def rolled(x, by, n, N):
 
 
 @triton.jit
-def norms(M):
-    """1 / |M_n|."""
-    return tl.rsqrt(tl.sum(M * M, 1) + EPS * EPS)
-
-
-@triton.jit
 def look(M, inverse, key, strength, gate, shift, previous, i, n, w, N, W, S):
-    """Equations (5) to (8) of head i: the key at length 1, its inverse length, cosines, content, gated and shifted."""
-    unit = tl.load(key + i * W + w, w < W, 0.0)
-    scale = tl.rsqrt(tl.sum(unit * unit, 0) + EPS * EPS)
-    unit *= scale
-    cosine = tl.sum(M * unit[None, :], 1) * inverse
-    content = softmax(tl.load(strength + i) * cosine, n < N)
+    """Equations (5) to (8) of head i: what `content` returns, and the address gated and shifted."""
+    unit, scale, cosine, similar = content(M, inverse, key + i * W, tl.load(strength + i), FLOOR, n, w, N, W)
     g = tl.load(gate + i)
-    gated = g * content + (1 - g) * previous
+    gated = g * similar + (1 - g) * previous
     shifted = tl.zeros_like(gated) + EPS
     for j in range(S):
         shifted += tl.load(shift + i * S + j) * rolled(gated, j - S // 2, n, N)
-    return unit, scale, cosine, content, gated, shifted
+    return unit, scale, cosine, similar, gated, shifted
 
 
 @triton.jit
@@ -97,7 +79,7 @@ def written(
     M, where, write_key, write_strength, write_gate, write_shift, write_sharpness, erase, add, i, n, w, N, W, S,
     V: tl.constexpr,
 ):  # fmt: skip
-    inverse = norms(M)
+    inverse = norms(M, FLOOR)
     keep = tl.full(M.shape, 1.0, tl.float32)
     added = tl.zeros_like(M)
     for v in range(V):
@@ -146,7 +128,7 @@ def forward_kernel(
                     i, n, w, N, W, VS, V,
                 )  # fmt: skip
             if R > 0:
-                inverse = norms(M)
+                inverse = norms(M, FLOOR)
                 for h in range(R):
                     a = moved(
                         M, inverse, read_key, read_strength, read_gate, read_shift, read_sharpness, where + h * N,
@@ -175,7 +157,7 @@ def unlook(
     d_key, d_strength, d_gate, d_shift, d_sharpness, d_where, i, n, w, N, W, S,
 ):  # fmt: skip
     """Equations (9) to (5) of head i: from the gradient of its new address to that of the old, at d_where, and of M."""
-    unit, scale, cosine, content, gated, shifted = look(
+    unit, scale, cosine, similar, gated, shifted = look(
         M, inverse, key, strength, gate, shift, previous, i, n, w, N, W, S
     )
     d_logit = now * (d_address - tl.sum(now * d_address, 0))
@@ -188,15 +170,12 @@ def unlook(
         d_gated += tl.load(shift + i * S + j) * rolled(d_shifted, -by, n, N)
     d_gated = tl.where(n < N, d_gated, 0.0)
     g = tl.load(gate + i)
-    tl.store(d_gate + i, tl.sum(d_gated * (content - previous), 0))
+    tl.store(d_gate + i, tl.sum(d_gated * (similar - previous), 0))
     tl.store(d_where + n, (1 - g) * d_gated, n < N)
-    d_content = g * d_gated
-    d_similar = content * (d_content - tl.sum(content * d_content, 0))
-    tl.store(d_strength + i, tl.sum(d_similar * cosine, 0))
-    d_cosine = d_similar * tl.load(strength + i) * inverse
-    d_unit = tl.sum(d_cosine[:, None] * M, 0)
-    tl.store(d_key + i * W + w, scale * (d_unit - unit * tl.sum(unit * d_unit, 0)), w < W)
-    return dM + d_cosine[:, None] * unit[None, :] - (d_cosine * cosine * inverse)[:, None] * M
+    return uncontent(
+        dM, g * d_gated, M, inverse, unit, scale, cosine, similar, tl.load(strength + i), d_key + i * W, d_strength + i,
+        w, W,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -290,7 +269,7 @@ def backward_kernel(
                     dM = unwrite(
                         dM, M, now + R * N, erase, add, d_erase, d_add, d_where + R * N, i, n, w, N, W, V
                     )  # fmt: skip
-                inverse = norms(M)
+                inverse = norms(M, FLOOR)
                 for h in range(R):
                     a = tl.load(now + h * N + n, n < N, 0.0)
                     d_address = tl.load(d_where + h * N + n, n < N, 0.0)
@@ -308,7 +287,7 @@ def backward_kernel(
                     dM = unwrite(
                         dM, M, now + R * N, erase, add, d_erase, d_add, d_where + R * N, i, n, w, N, W, V
                     )  # fmt: skip
-                    inverse = norms(M)
+                    inverse = norms(M, FLOOR)
                 for v in range(V):
                     a = tl.load(now + (R + v) * N + n, n < N, 0.0)
                     d_address = tl.load(d_where + (R + v) * N + n, n < N, 0.0)
