@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import specimens
+import torch
 
 from altx.errors import ConfigError
 from altx.layer import FRESH
@@ -98,3 +99,18 @@ def test_an_unknown_check_is_an_error_that_lists_them() -> None:
 
 def test_every_check_has_a_law_in_words() -> None:
     assert all(len(law.split()) > 3 for law in CHECKS.values())
+
+
+def test_checks_run_on_one_thread_and_leave_the_rest_as_many_as_there_were() -> None:
+    class Counts(MovingAverage):
+        def forward(self, *args, **kwargs):
+            threads.add(torch.get_num_threads())
+            return super().forward(*args, **kwargs)
+
+    threads, before = set(), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        run(Subject("counts", lambda: Counts(16)), ["shapes"])
+        assert threads == {1} and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

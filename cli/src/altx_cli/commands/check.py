@@ -28,12 +28,8 @@ def check(
     own = name.rpartition(":")[2] + "."
     config = nested({path.removeprefix(own): value for path, value in parse_settings(settings).items()})
 
-    import torch
-
     from altx.errors import AltxError
     from altx.testing import CHECKS, check_component
-
-    torch.set_num_threads(1)  # the tensors are tiny: threads that wait for each other only cost
 
     if unknown := [wanted for wanted in only or () if wanted not in CHECKS]:
         lines = "\n".join(f"  {known:<22}{law}" for known, law in CHECKS.items())
