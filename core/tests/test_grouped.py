@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from altx.dispatch import plan
 from altx.feed_forward import SwiGLU, SwiGLUBank
-from altx.grouped import _composed, _swiglu, grouped_mm, grouped_swiglu
+from altx.grouped import _aligned, _composed, _swiglu, grouped_mm, grouped_swiglu
 from altx.measure import count_flops
 
 OFFSETS = torch.tensor([0, 3, 3, 8, 9])
@@ -27,6 +28,24 @@ def test_it_is_a_loop_over_targets_with_zeros_in_void_rows(widths, dtype):
         rows = slice(int(OFFSETS[i]), int(OFFSETS[i + 1]))
         torch.testing.assert_close(y[rows], x[rows] @ weight[i])
     assert y.dtype == dtype and not y[9:].any()
+
+
+@pytest.mark.parametrize("rows", [1, 7, 8, 16])
+@pytest.mark.parametrize("columns", [1, 7, 8, 24])
+def test_what_torch_takes_of_matrices_is_known(rows, columns):
+    """One by one, as parts of larger ones, transposed, with gaps: torch's own checks, which are those on a GPU."""
+    whole = torch.zeros(64, 64, dtype=torch.bfloat16)
+    parts = [whole[:rows, :columns], whole[: 2 * rows : 2, :columns], whole[:rows, : 2 * columns : 2]]
+    parts += [torch.zeros(rows, columns, dtype=torch.bfloat16), torch.zeros(rows, columns + 1).bfloat16()[:, :columns]]
+    parts += [torch.zeros(rows, 1).bfloat16().expand(rows, columns)]
+    for x in (*parts, *(part.T for part in parts)):
+        try:
+            F.grouped_mm(x, torch.zeros(1, x.shape[1], 8, dtype=torch.bfloat16), offs=torch.tensor([len(x)]).int())
+            taken = True
+        except RuntimeError as error:
+            assert "strides" in str(error)
+            taken = False
+        assert _aligned(x) == taken, (x.shape, x.stride())
 
 
 def test_gradients_twice_and_none_from_void_rows():

@@ -1,7 +1,8 @@
 """One matrix product per target, over rows that a plan has sorted by target.
 
 Torch's libraries do the products. What is here is the node around them: one for autograd and torch.compile, with
-gradients that are written in place, and void rows that are 0.
+gradients that are written in place, and void rows that are 0. A plugin can give the nodes altx::grouped_mm and
+altx::grouped_outer kernels of its own for a device (torch.library.register_kernel).
 """
 
 from __future__ import annotations
@@ -14,7 +15,11 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
 ALIGNED = 16
-"""Bytes of which torch's grouped product wants rows to be a multiple."""
+"""Bytes of which torch's grouped product wants addresses and rows to be a multiple."""
+
+FAST = (9, 10)
+"""Major compute capabilities for which torch's grouped product is one kernel. For others it asks the GPU where the
+groups end and is a loop."""
 
 
 def grouped_mm(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
@@ -67,22 +72,33 @@ def _cast(x: Tensor) -> Tensor:
     return x.to(torch.get_autocast_dtype(kind))
 
 
-def _fast(x: Tensor, *widths: int) -> bool:
-    """Whether torch's own grouped product runs, and so without asking the GPU where the groups end."""
-    return (
-        x.is_cuda
-        and x.dtype == torch.bfloat16
-        and torch.cuda.get_device_capability(x.device) >= (8, 0)
-        and len(x) > 0
-        and all(width * x.itemsize % ALIGNED == 0 for width in widths)
+def one_kernel(*matrices: Tensor) -> bool:
+    """Whether torch's own grouped product takes these and is one kernel, which does not ask the GPU for anything."""
+    return all(
+        each.is_cuda
+        and each.dtype == torch.bfloat16
+        and each.numel() > 0
+        and torch.cuda.get_device_capability(each.device)[0] in FAST
+        and each.data_ptr() % ALIGNED == 0
+        and _aligned(each)
+        for each in matrices
     )
 
 
-@torch.library.custom_op("altx::grouped_mm", mutates_args=())
-def _multiply(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
+def _aligned(matrices: Tensor) -> bool:
+    """Whether matrices lie row by row or column by column, each of which begins at an aligned place."""
+    rows, columns = matrices.shape[-2:]
+    outer, inner = matrices.stride()[-2:]
+    step = ALIGNED // matrices.itemsize
+    return outer % step == 0 if inner == 1 and outer >= columns else outer == 1 and inner >= rows and inner % step == 0
+
+
+def multiply(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
+    """As `grouped_mm`, without gradients."""
     n, _, width = weight.shape
-    if _fast(x, *weight.shape[1:]):
-        y = F.grouped_mm(x.contiguous(), weight, offs=offsets[1:].int())
+    x = x.contiguous()
+    if one_kernel(x, weight) and width * x.itemsize % ALIGNED == 0:
+        y = F.grouped_mm(x, weight, offs=offsets[1:].int())
         void = torch.arange(len(x), device=x.device) >= offsets[-1]
         return y.masked_fill_(void[:, None], 0)
     y, bounds = x.new_empty(len(x), width), offsets.tolist()
@@ -92,16 +108,20 @@ def _multiply(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
     return y
 
 
-@torch.library.custom_op("altx::grouped_outer", mutates_args=())
-def _outer(x: Tensor, y: Tensor, offsets: Tensor) -> Tensor:
-    """x_i^T y_i of the rows of each target: (n, D, F)."""
+def outer(x: Tensor, y: Tensor, offsets: Tensor) -> Tensor:
+    """x_i^T y_i of the rows of each target: (n, D, F). Without gradients."""
     n = len(offsets) - 1
-    if _fast(x, x.shape[1], y.shape[1]):
-        return F.grouped_mm(x.contiguous().T, y.contiguous(), offs=offsets[1:].int())
+    x, y = x.contiguous(), y.contiguous()
+    if one_kernel(x, y):
+        return F.grouped_mm(x.T, y, offs=offsets[1:].int())
     out, bounds = x.new_empty(n, x.shape[1], y.shape[1]), offsets.tolist()
     for i in range(n):
         torch.mm(x[bounds[i] : bounds[i + 1]].T, y[bounds[i] : bounds[i + 1]], out=out[i])
     return out
+
+
+_multiply = torch.library.custom_op("altx::grouped_mm", multiply, mutates_args=())
+_outer = torch.library.custom_op("altx::grouped_outer", outer, mutates_args=())
 
 
 @torch.library.custom_op("altx::grouped_swiglu", mutates_args=())

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import altx_moe.kernels.grouped_mm  # noqa: F401  # serves the products of a bank of experts
 from altx.context import Context
 from altx.router import Route, Targets
 

@@ -1,0 +1,1 @@
+"""The ops that routers bring along."""
