@@ -159,6 +159,8 @@ class RouterCapabilities(Capabilities):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not (isinstance(self.chunk, int) and self.chunk > 0):
+            raise ValueError(f"chunk must be a positive integer, not {self.chunk!r}")
         if self.stepwise and (self.mixes or self.growth != "none"):
             raise ValueError("a stepwise router mixes no tokens and keeps no state: growth must be 'none'")
 

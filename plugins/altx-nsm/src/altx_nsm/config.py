@@ -49,13 +49,17 @@ class TokenToStateConfig(RouterConfig):
     chunk: int | None = Field(
         16, gt=0, description="tokens that are routed before what they say changes the states; null: states are fixed"
     )
-    width: int | None = Field(None, gt=0, description="numbers per state W; null for the model's width")
+    width: int | None = Field(None, gt=0, description="numbers per state W; null for the model's width, at most 64")
     heads: int = Field(4, gt=0, description="heads of the attention among states")
     balance_weight: float = Field(0.01, ge=0, description="recommended weight of the load-balance loss; 0 for none")
 
     def fit(self, dim: int) -> None:
         if self.chunk:
-            _heads_fit(self.heads, self.width or dim)
+            _heads_fit(self.heads, self.state_width(dim))
+
+    def state_width(self, dim: int) -> int:
+        """W in a model of width `dim`."""
+        return self.width or min(dim, 64)
 
     def fit_targets(self, n: int) -> None:
         if self.k > n:

@@ -71,7 +71,7 @@ class TokenToState(Router):
         super().__init__()
         self.config = config
         self.capabilities = token_to_state_capabilities(config)
-        width = config.width or dim
+        width = config.state_width(dim)
         self.initial = nn.Parameter(torch.empty(n, width))
         self.q_proj = nn.Linear(dim, width, bias=False)
         self.k_proj = nn.Linear(width, width, bias=False)
@@ -211,7 +211,7 @@ class TokenToState(Router):
         full = held.open == self.config.chunk
         if held.slots.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(full.any()):
             return held
-        touched = full[:, None] & alive & (held.mass >= ENOUGH)
+        touched = (full[:, None] & alive & (held.mass >= ENOUGH))[..., None].to(held.slots.dtype)
         told = held.total / held.mass.clamp(min=ENOUGH)[..., None]
         return Slots(
             self.cell(told, held.slots, touched, alive),
