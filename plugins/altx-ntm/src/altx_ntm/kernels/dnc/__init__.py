@@ -1,4 +1,4 @@
-"""The DNC's time loop: `reference` to read beside the paper, `native` to run."""
+"""The DNC's time loop: `reference` to read beside the paper, the others to run."""
 
 from altx_kernels import Backend, Op
 from altx_kernels.gpu import triton_backend
