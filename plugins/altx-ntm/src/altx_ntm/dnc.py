@@ -14,7 +14,6 @@ from altx_ntm.kernels.dnc import SCAN
 from altx_ntm.kernels.dnc.reference import Reads, Slots, Writes
 from altx_ntm.loop import LoopMemory
 
-
 SPEC = {
     "memory": Leaf(kind="memory", fp32=True),
     "link": Leaf(kind="memory", fp32=True),

@@ -14,7 +14,6 @@ from altx_ntm.kernels import SCAN
 from altx_ntm.kernels.ntm.reference import Heads, Slots, Writes
 from altx_ntm.loop import LoopMemory
 
-
 SPEC = {
     "memory": Leaf(kind="memory", fp32=True),
     "read_address": Leaf(kind="address", fp32=True),
