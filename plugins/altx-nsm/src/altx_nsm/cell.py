@@ -19,7 +19,7 @@ class RMSNorm(nn.Module):
 
 
 class Cell(nn.Module):
-    """s <- s + m (GRU(u, s) - s), then s <- s + m attention(norm(s)) among living states; m is 0 to 1 for each.
+    """s <- GRU(u, s), then s <- s + attention(norm(s)) among living states; states that were not touched hold.
 
     Weights are used in the dtype of the states.
 
@@ -35,22 +35,18 @@ class Cell(nn.Module):
         self.norm = RMSNorm(width)
         self.in_proj = nn.Linear(width, 3 * width, bias=False)
         self.out_proj = nn.Linear(width, width, bias=False)
-        # At first a state takes over what it is told, so that it can be read from the first step of training on.
-        nn.init.orthogonal_(self.gru.weight_ih.data[2 * width :], gain=2.0)
-        for bias in (self.gru.bias_ih, self.gru.bias_hh):
-            nn.init.constant_(bias.data[width : 2 * width], -1.0)
 
-    def forward(self, u: Tensor, states: Tensor, strength: Tensor, alive: Tensor) -> Tensor:
+    def forward(self, u: Tensor, states: Tensor, touched: Tensor, alive: Tensor) -> Tensor:
         """The new states (B, S, W).
 
         Args:
             u: (B, S, W), what each state is told.
             states: (B, S, W).
-            strength: (B, S, 1) from 0 to 1, the part that is made of each change; with 0 a state holds every bit.
+            touched: (B, S) bool, states that change.
             alive: (S,) bool, states that others attend to.
         """
-        changed = states.lerp(self._gated(u, states), strength)
-        return changed + strength * self._heard(changed, alive)
+        changed = torch.where(touched[..., None], self._gated(u, states), states)
+        return changed + torch.where(touched[..., None], self._heard(changed, alive), 0)
 
     def _gated(self, u: Tensor, states: Tensor) -> Tensor:
         """The GRU of PyTorch, Cho et al. 2014 (arXiv:1406.1078) with the reset gate after the matrix product."""
