@@ -170,20 +170,22 @@ def their_model(name: str, vocab: int, depth: int) -> Any:
 
 
 def ntm(rounds: int) -> dict[str, Any]:
-    """Forward + backward of the NTM's time loop, per token: batch 16, 128 slots of width 20."""
-    from altx_ntm.kernels.ntm import SCAN
+    """Forward + backward of the time loops of NTM and DNC, per token; the reference is a plain loop in torch."""
+    from altx_ntm.kernels import dnc, ntm
 
-    length = 128
-    workload = next(w for w in SCAN.workloads() if w.label == f"B=16 T={length} N=128 W=20")
-    arguments = workload.arguments(torch.device("cpu"), torch.float32)
-    times = medians(
-        {name: training(lambda name=name: SCAN(**arguments, backend=name)[0]) for name in SCAN.backends}, rounds
-    )
-    per_token = {name: ms / length for name, ms in times.items()}
-    return {
-        "ms per token": per_token,
-        **{f"x faster than {n}": per_token[n] / per_token["native"] for n in per_token if n != "native"},
-    }
+    report: dict[str, Any] = {}
+    for op in (ntm.SCAN, dnc.SCAN):
+        for workload in op.workloads():
+            arguments = workload.arguments(torch.device("cpu"), torch.float32)
+            length = arguments["reads"].key.shape[1]
+            names = [name for name, backend in op.backends.items() if backend.reason(**arguments) is None]
+            calls = {n: training(lambda n=n, op=op, arguments=arguments: op(**arguments, backend=n)[0]) for n in names}
+            per_token = {name: ms / length for name, ms in medians(calls, rounds).items()}
+            report[f"{op.name} {workload.label}"] = {
+                "ms per token": per_token,
+                **{f"x faster than {n}": per_token[n] / per_token["native"] for n in names if n != "native"},
+            }
+    return report
 
 
 def first_use(rounds: int) -> dict[str, Any]:
