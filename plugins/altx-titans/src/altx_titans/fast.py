@@ -44,11 +44,6 @@ class Mix(NamedTuple):
     drift: Tensor | None
     share: Tensor
 
-    def rows(self, start: int, stop: int) -> Mix:
-        """Tokens start..stop-1 of it."""
-        drift = None if self.drift is None else self.drift[..., start:stop, :]
-        return Mix(self.keep[..., start:stop, :], drift, self.share[..., start:stop, :])
-
 
 class Norm(NamedTuple):
     """What stands around the network, learned with the model: LayerNorm's gain and bias (H, 1, d)."""

@@ -16,8 +16,10 @@ from altx.spec import BuildContext
 from altx.state import Leaf, State
 from altx_kernels.autocast import no_autocast
 from altx_titans.config import TitansConfig, capabilities
-from altx_titans.fast import Mix, Network, Norm, moved
+from altx_titans.fast import Network, Norm
 from altx_titans.grid import Grid, lay
+from altx_titans.kernels.learn import LEARN
+from altx_titans.kernels.learn.reference import Chunks
 
 PLAIN = Norm(1.0, 0.0)
 KEPT = Leaf(kind="memory", fp32=True)
@@ -156,47 +158,29 @@ class Titans(Memory):
         weights, start, momentum = (self._held(state, prefix) for prefix in ("", "start_", "momentum_"))
         dtype = weights["w1"].dtype
 
-        def cut(linear: nn.Module, normal: bool) -> tuple[Tensor, ...]:
-            """What a projection gives, chunk by chunk: (B, H, C, d)."""
+        def cut(linear: nn.Module, normal: bool) -> Tensor:
+            """What a projection gives, chunk by chunk: (B, H, N, C, d)."""
             split: Tensor = self._split(linear(tokens), dtype, normal).unflatten(2, (chunks, -1))
-            return split.unbind(2)
+            return split
 
         l2 = self.config.qk_norm == "l2"
-        keys, values = cut(self.to_keys, l2), cut(self.to_values, False)
-        queries = cut(self.to_queries, l2) if reads else ()
-        fresh = None if grid.fresh is None else self._fresh(len(x), x.device, dtype)
-        found = []
+        key, value = cut(self.to_keys, l2), cut(self.to_values, False)
+        query = cut(self.to_queries, l2) if reads else None
+        fresh = {} if grid.fresh is None else self._fresh(len(x), x.device, dtype)
         with no_autocast(x.device):
-            mixes, lasting = self._mixes(tokens, grid, dtype)
-            for n in range(chunks):
-                if grid.fresh is not None and fresh is not None:
-                    anew = grid.fresh[:, n, None, None, None]
-                    weights = {name: torch.where(anew, fresh[name], w) for name, w in weights.items()}
-                    start = {name: torch.where(anew, fresh[name], w) for name, w in start.items()}
-                    momentum = {name: s.masked_fill(anew, 0) for name, s in momentum.items()}
-                tape = self.network.gradients(start, keys[n], values[n], PLAIN)
-                if reads:
-                    first = 0 if self.config.order == "read-write" else 1
-                    mix = mixes[n].rows(first, first + queries[n].shape[2])
-                    found.append(self.network.read(weights, momentum, queries[n], PLAIN, tape, mix))
-                weights, momentum = (
-                    moved(weights, momentum, tape, mixes[n].rows(-1, mixes[n].keep.shape[2])),
-                    moved(momentum, {}, tape, lasting[n]) if momentum else {},
-                )
-                done = grid.full[:, n, None, None, None]
-                start = {name: torch.where(done, weights[name], w) for name, w in start.items()}
-        leaves = {
-            f"{p}{n}": w for p, ws in (("", weights), ("start_", start), ("momentum_", momentum)) for n, w in ws.items()
-        }
+            made = self._chunks(key, value, query, tokens, grid)
+            found = LEARN(self.network, made, weights, start, momentum, fresh, PLAIN)
+        parts = {"": found.weights, "start_": found.start, "momentum_": found.moving}
+        leaves = {f"{prefix}{name}": w for prefix, part in parts.items() for name, w in part.items()}
         state = state.replace(seen=advanced(state.seen, x, ctx), offset=grid.offset, **leaves)
-        if not reads:
+        if found.value is None:
             return None, state
-        value = self._combined(torch.cat(found, 2), tokens)
-        return grid.restore(value.unflatten(1, (chunks, -1))).to(x.dtype), state
+        read = self._combined(found.value.flatten(2, 3), tokens)
+        return grid.restore(read.unflatten(1, (chunks, -1))).to(x.dtype), state
 
-    def _mixes(self, tokens: Tensor, grid: Grid, dtype: torch.dtype) -> tuple[list[Mix], list[Mix]]:
-        """Of what each chunk's weights are made, before the first token and after each, and its momentum in the end."""
-        real = grid.real[:, None]
+    def _chunks(self, key: Tensor, value: Tensor, query: Tensor | None, tokens: Tensor, grid: Grid) -> Chunks:
+        """With the coefficients of momentum and decay."""
+        real, dtype = grid.real[:, None], key.dtype
 
         def rate(linear: nn.Sequential) -> Tensor:
             """(B, H, N, C)."""
@@ -204,25 +188,36 @@ class Titans(Memory):
             wide: Tensor = F.linear(tokens.to(dtype), weight, bias).mT.unflatten(2, grid.real.shape[1:])
             return wide
 
-        def split(keep: Tensor, drift: Tensor | None, share: Tensor) -> list[Mix]:
-            drifts = [None] * keep.shape[2] if drift is None else drift[..., None].unbind(2)
-            return [Mix(*each) for each in zip(keep[..., None].unbind(2), drifts, share.unbind(2), strict=True)]
-
         # A slot without a token keeps everything: it takes no step, forgets nothing, and its momentum moves nothing.
         step = (self.max_lr * torch.sigmoid(rate(self.to_adaptive_step))).masked_fill(~real, 0)
         kept = F.logsigmoid(-rate(self.to_decay_factor)).masked_fill(~real, 0)
-        total = F.pad(kept.cumsum(-1), (1, 0))
-        forgetting = F.pad(spans(kept), (0, 0, 1, 0)) * real[..., None, :]
-        if self.to_momentum is None:
-            return split(total.exp(), None, forgetting * step[..., None, :]), []
-        momentum = rate(self.to_momentum)
-        lasts = F.logsigmoid(momentum).masked_fill(~real, 0)
-        step = step * torch.sigmoid(-momentum) if self.config.dampening else step
-        lasting, from_before = spans(lasts), lasts.cumsum(-1).exp()
-        drift = (forgetting @ from_before[..., None])[..., 0]
-        return (
-            split(total.exp(), drift, (forgetting @ lasting) * step[..., None, :]),
-            split(from_before[..., -1:], None, lasting[..., -1:, :] * step[..., None, :]),
+        # Before the first token, and after each.
+        keep = F.pad(kept.cumsum(-1), (1, 0)).exp()
+        share = F.pad(spans(kept), (0, 0, 1, 0)) * real[..., None, :]
+        lasting = from_before = drift = None
+        if self.to_momentum is not None:
+            momentum = rate(self.to_momentum)
+            lasts = F.logsigmoid(momentum).masked_fill(~real, 0)
+            step = step * torch.sigmoid(-momentum) if self.config.dampening else step
+            lasting, from_before = spans(lasts), lasts.cumsum(-1).exp()
+            drift = (share @ from_before[..., None])[..., 0]
+            share = share @ lasting
+        share = share * step[..., None, :]
+        reading = slice(-1) if self.config.order == "read-write" else slice(1, None)
+        return Chunks(
+            key,
+            value,
+            query,
+            keep=keep[..., reading],
+            drift=None if drift is None else drift[..., reading],
+            share=share[..., reading, :],
+            last_keep=keep[..., -1],
+            last_drift=None if drift is None else drift[..., -1],
+            last_share=share[..., -1, :],
+            moving_keep=None if from_before is None else from_before[..., -1],
+            moving_share=None if lasting is None else lasting[..., -1, :] * step,
+            full=grid.full,
+            anew=grid.fresh,
         )
 
     def _split(self, x: Tensor, dtype: torch.dtype, normal: bool) -> Tensor:

@@ -15,8 +15,10 @@ from altx.spec import BuildContext
 from altx.state import Leaf, State
 from altx_kernels.autocast import no_autocast
 from altx_titans.config import TTTConfig, ttt_capabilities
-from altx_titans.fast import Mix, Network, Norm, moved
+from altx_titans.fast import Network, Norm
 from altx_titans.grid import lay
+from altx_titans.kernels.learn import LEARN
+from altx_titans.kernels.learn.reference import Chunks
 
 KEPT = Leaf(kind="memory", fp32=True)
 
@@ -141,41 +143,32 @@ class TTT(Memory):
         weights, gradient = self._held(state)
         dtype = weights["w1"].dtype
 
-        def cut(y: Tensor) -> tuple[Tensor, ...]:
-            """(B, H, N C, ...) chunk by chunk: (B, H, C, ...)."""
+        def cut(y: Tensor) -> Tensor:
+            """(B, H, N C, d) chunk by chunk, (B, H, N, C, d)."""
             apart: Tensor = y.unflatten(2, (chunks, -1))
-            return apart.unbind(2)
+            return apart
 
-        keys = cut(self._turned(self.k_proj(tokens), place, dtype))
-        values = cut(self._split(self.v_proj(tokens), dtype))
-        queries = cut(self._turned(self.q_proj(tokens), place, dtype)) if reads else ()
-        fresh = None if grid.fresh is None else self._fresh(len(x), x.device, dtype)
-        found = []
+        key, value = cut(self._turned(self.k_proj(tokens), place, dtype)), cut(self._split(self.v_proj(tokens), dtype))
+        query = cut(self._turned(self.q_proj(tokens), place, dtype)) if reads else None
+        fresh = {} if grid.fresh is None else self._fresh(len(x), x.device, dtype)
         with no_autocast(x.device):
-            norm, rates = self._norm(dtype), cut(self._rate(place, dtype)[:, None, :, None])
-            steps = cut(self._step(tokens, dtype).masked_fill(~grid.real.flatten(1, 2)[:, None], 0))
-            for n in range(chunks):
-                if grid.fresh is not None and fresh is not None:
-                    anew = grid.fresh[:, n, None, None, None]
-                    weights = {name: torch.where(anew, fresh[name], w) for name, w in weights.items()}
-                    gradient = {name: g.masked_fill(anew, 0) for name, g in gradient.items()}
-                tape = self.network.gradients(weights, keys[n], values[n], norm)
-                step, rate, kept = steps[n][..., None, :], rates[n], torch.ones_like(rates[n])
-                if reads:
-                    mix = Mix(kept, -rate, (rate * step).tril())
-                    found.append(self.network.read(weights, gradient, queries[n], norm, tape, mix))
-                gradient = moved(gradient, {}, tape, Mix(kept[..., -1:, :], None, -step))
-                done = grid.full[:, n, None, None, None]
-                weights = {
-                    name: torch.where(done, w - rate[..., -1:, :] * gradient[name], w) for name, w in weights.items()
-                }
-                gradient = {name: g.masked_fill(done, 0) for name, g in gradient.items()}
-        leaves = {**weights, **{f"gradient_{name}": g for name, g in gradient.items()}}
+            rate, full = self._rate(grid.position, dtype)[:, None].expand(-1, self.heads, -1, -1), grid.full[:, None]
+            step = cut(self._step(tokens, dtype).masked_fill(~grid.real.flatten(1, 2)[:, None], 0))
+            # Gradients add up until a mini-batch is full; then they move the weights.
+            last = torch.where(full, rate[..., -1], 0)
+            made = Chunks(
+                key, value, query, torch.ones_like(rate), -rate, (rate[..., None] * step[..., None, :]).tril(),
+                torch.ones_like(last), -last, last[..., None] * step,
+                torch.ones_like(last).masked_fill(full, 0), -step.masked_fill(full[..., None], 0),
+                grid.full, grid.fresh,
+            )  # fmt: skip
+            found = LEARN(self.network, made, weights, weights, gradient, fresh, self._norm(dtype))
+        leaves = {**found.weights, **{f"gradient_{name}": g for name, g in found.moving.items()}}
         state = state.replace(seen=advanced(state.seen, x, ctx), offset=grid.offset, **leaves)
-        if not reads:
+        if found.value is None:
             return None, state
-        value = self._out(torch.cat(found, 2), tokens)
-        return grid.restore(value.unflatten(1, (chunks, -1))), state
+        read = self._out(found.value.flatten(2, 3), tokens)
+        return grid.restore(read.unflatten(1, (chunks, -1))), state
 
     def _rate(self, place: Tensor, dtype: torch.dtype) -> Tensor:
         """rate_t for places (...) in the mini-batch, counted from 0."""

@@ -1,0 +1,1 @@
+"""What Titans and TTT compute with."""
