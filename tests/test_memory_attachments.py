@@ -36,6 +36,8 @@ LAWS = (
     "gradcheck",
 )  # fmt: skip
 
+ENCODED = ("rows", "padding", "packing", "gradients")
+
 
 def small(component: Component) -> dict[str, Any]:
     """Settings of a memory with every whole number at 4, if that is accepted: a dozen tokens are several chunks."""
@@ -130,6 +132,15 @@ def _through_states(case: Case) -> float:
         return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in layer.parameters()]
 
     return max(difference(*pair) for pair in zip(gradients([3, 1, 5, 2]), gradients([11]), strict=True))
+
+
+@pytest.mark.parametrize("memory, mode, mixer", LEGAL)
+def test_the_laws_hold_in_an_encoder(memory: str, mode: str, mixer: str) -> None:
+    head = {"kind": "vectors", "size": 3}
+    model = compose({**config(memory, mode, mixer), "causal": False, "head": head}, seed=0)
+    results = {result.check: result for result in run(of_model(model), ENCODED)}
+    assert {r.check: (r.message, r.example) for r in results.values() if r.status == "failed"} == {}
+    assert all(results[law].status == "passed" for law in ENCODED)
 
 
 @pytest.mark.parametrize("memory, mode, mixer", ILLEGAL)
