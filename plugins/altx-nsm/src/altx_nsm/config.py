@@ -35,11 +35,16 @@ class NSMConfig(Config):
                 f"living {self.living} must lie between k and the number of slots: from {self.k} to {self.slots}"
             )
         if self.width is not None:
-            _heads_fit(self.heads, self.width)
+            self._heads_fit(self.width)
         return self
 
     def fit(self, dim: int) -> None:
-        _heads_fit(self.heads, self.width or dim)
+        self._heads_fit(self.width or dim)
+
+    def _heads_fit(self, width: int) -> None:
+        if width % self.heads:
+            fitting = [heads for heads in range(1, min(width, 64) + 1) if width % heads == 0]
+            raise ValueError(f"{self.heads} heads do not divide states of width {width}; use one of {fitting}")
 
 
 class TokenToStateConfig(RouterConfig):
@@ -50,12 +55,7 @@ class TokenToStateConfig(RouterConfig):
         16, gt=0, description="tokens that are routed before what they say changes the states; null: states are fixed"
     )
     width: int | None = Field(None, gt=0, description="numbers per state W; null for the model's width, at most 64")
-    heads: int = Field(4, gt=0, description="heads of the attention among states")
     balance_weight: float = Field(0.01, ge=0, description="recommended weight of the load-balance loss; 0 for none")
-
-    def fit(self, dim: int) -> None:
-        if self.chunk:
-            _heads_fit(self.heads, self.state_width(dim))
 
     def state_width(self, dim: int) -> int:
         """W in a model of width `dim`."""
@@ -64,12 +64,6 @@ class TokenToStateConfig(RouterConfig):
     def fit_targets(self, n: int) -> None:
         if self.k > n:
             raise ValueError(f"k {self.k} is more than there are; use k of at most {n}, or more targets")
-
-
-def _heads_fit(heads: int, width: int) -> None:
-    if width % heads:
-        fitting = [number for number in range(1, min(width, 64) + 1) if width % number == 0]
-        raise ValueError(f"{heads} heads do not divide states of width {width}; use one of {fitting}")
 
 
 def capabilities(config: NSMConfig) -> MemoryCapabilities:

@@ -44,11 +44,11 @@ def altx_routers() -> Iterable[RouterSpec]:
             "token-to-state",
             summary="Each token uses the targets whose states it matches; the states follow what they are sent",
             description=(
-                "a = top-k softmax(q_t . norm(s_i)),  y_t = sum a_ti target_i(x)_t  with the states before the chunk;\n"
-                "then s_i <- GRU(mean over the chunk of v_t weighted by a_ti, s_i), s <- s + attention among states.\n"
+                "a = top-k softmax(c cos(W x_t, s_i)), y_t = sum a_ti target_i(x)_t  by the states before the chunk;\n"
+                "then s_i goes towards the mean over the chunk of the queries weighted by a_ti, as far as they say.\n"
                 "The routing of the Neural State Machine without its reads: a target is known by what it was sent.\n"
-                "O((D + n) W) per token and O(n W^2) per chunk, sequential across chunks. State: 2 n W numbers per\n"
-                "sequence. With chunk null the states are learned and fixed: content-based routing without a state."
+                "O((D + n) W) per token, sequential across chunks. State: 2 n W numbers per sequence.\n"
+                "With chunk null the states are learned and fixed: content-based routing without a state."
             ),
             build="altx_nsm.router:build",
             config="altx_nsm.config:TokenToStateConfig",

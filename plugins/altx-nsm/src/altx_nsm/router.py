@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -15,12 +16,13 @@ from altx.masking import by_document, real_first
 from altx.router import Route, Router, Targets
 from altx.spec import BuildContext
 from altx.state import Leaf, State
-from altx_nsm.cell import Cell, RMSNorm
 from altx_nsm.config import TokenToStateConfig, token_to_state_capabilities
-from altx_nsm.routing import best
+from altx_nsm.routing import best, unit
 
 ENOUGH = 1e-6
 """Tokens' worth of mass in a chunk from which a state counts as touched."""
+SHARPNESS = 8.0
+"""Initial factor of the cosines that a token chooses by."""
 SPEC = {
     "slots": Leaf(kind="memory", fp32=True),
     "total": Leaf(kind="memory", fp32=True),
@@ -34,7 +36,7 @@ class Slots(NamedTuple):
 
     Args:
         slots: (B, n, W), as they were before the open chunk.
-        total: (B, n, W), sum over the open chunk's tokens of weight times value.
+        total: (B, n, W + 1), sum over the open chunk's tokens of weight times query, and times weight times strength.
         mass: (B, n), sum of their weights.
         open: (B,) int64, tokens in the open chunk.
     """
@@ -46,14 +48,16 @@ class Slots(NamedTuple):
 
 
 class TokenToState(Router):
-    """Token choice of the k targets whose states a token matches best.
+    """Token choice of the k targets whose states a token matches best; a state follows the tokens that choose it.
 
-        a_t = softmax of the k highest of (W_q x_t) . (W_k norm(s_i)) / sqrt(W)
-        after each chunk of C tokens  s_i <- GRU(sum_t a_ti W_v x_t / sum_t a_ti, s_i),  s <- s + attention among them
+        q_t = W_q x_t / |W_q x_t|,  a_t = softmax of the k highest of c cos(q_t, s_i)
+        after each chunk of C tokens  s_i <- s_i + m_i (sum_t a_ti q_t / sum_t a_ti - s_i)
+                                      m_i = sum_t a_ti a_ti sigmoid(w x_t + b) / sum_t a_ti
 
-    as in `altx_nsm.memory.NSM`, with targets in the place of what is read; states that no token chose hold every bit.
-    A token is routed by the states from before its chunk. Rows count their chunks from their first real token, and
-    again from every reset. Without a chunk the states are learned and never change.
+    A state of the Neural State Machine has a key like s_i, by which it is chosen, and holds what is read besides; here
+    the targets are in the place of that. States that no token chose hold every bit. A token is routed by the states
+    from before its chunk. Rows count their chunks from their first real token, and again from every reset. Without a
+    chunk the states are learned and never change.
 
     The states are the router's own: a target's change while it runs, which is after the route of a whole call is
     known, and how a call is cut must not matter. A caller that knows the states before gives them as `targets.keys`
@@ -74,11 +78,9 @@ class TokenToState(Router):
         width = config.state_width(dim)
         self.initial = nn.Parameter(torch.empty(n, width))
         self.q_proj = nn.Linear(dim, width, bias=False)
-        self.k_proj = nn.Linear(width, width, bias=False)
-        self.key_norm = RMSNorm(width)
-        self.v_proj = nn.Linear(dim, width, bias=False) if config.chunk else None
-        self.cell = Cell(width, config.heads) if config.chunk else None
-        nn.init.normal_(self.initial, std=0.5)
+        self.logit_scale = nn.Parameter(torch.tensor([math.log(SHARPNESS)]))
+        self.write_gate = nn.Linear(dim, 1) if config.chunk else None
+        nn.init.normal_(self.initial)
 
     def param_groups(self) -> dict[str, dict[str, float]]:
         """Decay would draw the states together."""
@@ -92,7 +94,7 @@ class TokenToState(Router):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> State | None:
-        if self.cell is None:
+        if self.write_gate is None:
             return None
         device = torch.device(device or self.initial.device)
         slots = self._fresh(batch, device, torch.promote_types(dtype or self.initial.dtype, torch.float32))
@@ -101,7 +103,8 @@ class TokenToState(Router):
     def _fresh(self, batch: int, device: torch.device, dtype: torch.dtype) -> Slots:
         slots = self.initial.to(device, dtype).repeat(batch, 1, 1)
         nothing = torch.zeros(batch, dtype=torch.int64, device=device)
-        return Slots(slots, torch.zeros_like(slots), slots.new_zeros(slots.shape[:2]), nothing)
+        total = slots.new_zeros(*slots.shape[:2], slots.shape[2] + 1)
+        return Slots(slots, total, slots.new_zeros(slots.shape[:2]), nothing)
 
     def route(self, x: Tensor, targets: Targets, ctx: Context = FRESH, state: State | None = None) -> Route:
         n, k, precise = targets.n, self.config.k, torch.promote_types(x.dtype, torch.float32)
@@ -113,7 +116,7 @@ class TokenToState(Router):
             given = targets.keys.shape[-1]
             raise ValueError(f"states of width {given}, and this router's keys have {width}; set its width to {given}")
         with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
-            if self.cell is None or targets.keys is not None:
+            if self.write_gate is None or targets.keys is not None:
                 real = torch.where(present[..., None], x, 0)
                 scores = self._scores(
                     self._queries(real, precise), self.initial if targets.keys is None else targets.keys
@@ -144,14 +147,12 @@ class TokenToState(Router):
         return Route(n, token, target.flatten(), weight.flatten(), losses, metrics, state)
 
     def _queries(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """(B, T, W), scaled, to be matched with normed states: the key's projection is applied to the query."""
-        q = F.linear(x.to(dtype), self.q_proj.weight.to(dtype))
-        matched: Tensor = q @ self.k_proj.weight.to(dtype) * q.shape[-1] ** -0.5
-        return matched
+        """(B, T, W) of length 1."""
+        return unit(F.linear(x.to(dtype), self.q_proj.weight.to(dtype)))
 
     def _scores(self, q: Tensor, states: Tensor) -> Tensor:
         """(B, T, n) of queries (B, T, W) and states (n, W) or (B, n, W)."""
-        scores: Tensor = q @ self.key_norm(states.to(q.dtype)).transpose(-1, -2)
+        scores: Tensor = q * self.logit_scale.to(q.dtype).exp() @ unit(states.to(q.dtype)).transpose(-1, -2)
         return scores
 
     def _advance(self, x: Tensor, held: Slots, alive: Tensor, ctx: Context) -> tuple[Tensor, Slots]:
@@ -181,9 +182,11 @@ class TokenToState(Router):
 
     def _chunks(self, x: Tensor, lengths: Tensor | None, held: Slots, alive: Tensor) -> tuple[Tensor, Slots]:
         """As `_advance`, for rows of `lengths` (B,) real tokens, first in their rows, without resets."""
-        assert self.v_proj is not None and self.config.chunk is not None
-        length, size, dtype = x.shape[1], self.config.chunk, held.slots.dtype
-        q, v = self._queries(x, dtype), F.linear(x.to(dtype), self.v_proj.weight.to(dtype))
+        gate, size = self.write_gate, self.config.chunk
+        assert gate is not None and size is not None
+        length, dtype = x.shape[1], held.slots.dtype
+        q = self._queries(x, dtype)
+        strength = F.linear(x.to(dtype), gate.weight.to(dtype), gate.bias.to(dtype)).sigmoid()
         # Every row's tokens on its own grid of chunks, which its open chunk begins.
         single = length == 1
         count, width = (1, 1) if single else ((length + size - 2) // size + 1, size)
@@ -191,14 +194,15 @@ class TokenToState(Router):
         token = torch.arange(count * width, device=x.device) - before[:, None]
         here = (token >= 0) & (token < (length if lengths is None else lengths[:, None]))
         token, here = token.clamp(0, length - 1), here.unflatten(1, (count, width))
-        q, v = (take(each, token).unflatten(1, (count, width)) for each in (q, v))
+        q, strength = (take(each, token).unflatten(1, (count, width)) for each in (q, strength))
         found = []
         for i in range(count):
             scores = self._scores(q[:, i], held.slots)
             found.append(scores)
             index, weight = best(scores.masked_fill(~alive, torch.finfo(dtype).min), alive, self.config.k)
             share = torch.zeros_like(scores).scatter(-1, index, weight) * here[:, i, :, None]
-            total = held.total + share.transpose(1, 2) @ v[:, i]
+            told = [share.transpose(1, 2) @ q[:, i], share.square().transpose(1, 2) @ strength[:, i]]
+            total = held.total + torch.cat(told, -1)
             held = self._closed(
                 Slots(held.slots, total, held.mass + share.sum(1), held.open + here[:, i].sum(1)), alive
             )
@@ -207,14 +211,15 @@ class TokenToState(Router):
 
     def _closed(self, held: Slots, alive: Tensor) -> Slots:
         """The states after the chunk in the rows where it is full, and as they were elsewhere."""
-        assert self.cell is not None and self.config.chunk is not None
-        full = held.open == self.config.chunk
+        size = self.config.chunk
+        assert size is not None
+        full = held.open == size
         if held.slots.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(full.any()):
             return held
-        touched = (full[:, None] & alive & (held.mass >= ENOUGH))[..., None].to(held.slots.dtype)
-        told = held.total / held.mass.clamp(min=ENOUGH)[..., None]
+        touched = full[:, None] & alive & (held.mass >= ENOUGH)
+        mean = held.total / held.mass.clamp(min=ENOUGH)[..., None]
         return Slots(
-            self.cell(told, held.slots, touched, alive),
+            held.slots.lerp(mean[..., :-1], mean[..., -1:] * touched[..., None]),
             held.total.masked_fill(full[:, None, None], 0),
             held.mass.masked_fill(full[:, None], 0),
             held.open.masked_fill(full, 0),

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from altx.context import Context
 from altx.router import Router, Targets
@@ -26,6 +27,12 @@ class Choice(NamedTuple):
     chance: Tensor
     losses: Mapping[str, Tensor]
     load: Tensor | None
+
+
+def unit(x: Tensor) -> Tensor:
+    """Vectors of length 1 along x; shorter where x is next to nothing, so that its gradient stays bounded."""
+    short: Tensor = F.rms_norm(x, x.shape[-1:], eps=1e-6) * x.shape[-1] ** -0.5
+    return short
 
 
 def best(scores: Tensor, alive: Tensor, k: int) -> tuple[Tensor, Tensor]:
