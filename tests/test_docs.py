@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import os
 import re
 import subprocess
@@ -118,12 +119,13 @@ def test_the_kind_that_a_package_adds_is_found_and_listed(tmp_path: Path) -> Non
 GUIDE = (ROOT / "core/src/altx/guide.md").read_text().partition("## The laws, one by one")[0]
 FILE = re.compile(r"`(altx_\w+)/([\w/]+\.(?:py|c))`(?:, `(\w+)`)?:\n\n```\w+\n(.*?)```", re.DOTALL)
 SECTIONS = [section for section in GUIDE.split("\n## ")[1:] if FILE.search(section)]
+REFERENCE = re.compile(r"`tests/test_reference\.py`:\n\n```python\n(.*?)```", re.DOTALL)
 KERNELS = next(number for number, section in enumerate(SECTIONS) if section.startswith("Its own kernels"))
 WRAPPERS = re.findall(r"```python\n(.*?)```", GUIDE.partition("## Wrapping what exists")[2], re.DOTALL)
 
 
 def write(folder: Path, number: int) -> tuple[str, str]:
-    """Write a section's files over those of the sections before it.
+    """Write a section's files over those of the sections before it, and what they are compared with as `reference.py`.
 
     Returns:
         The name of the package that they are, and that of the component.
@@ -136,6 +138,8 @@ def write(folder: Path, number: int) -> tuple[str, str]:
                 path, text = folder / own / file, text.replace(package, own)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(replaced(path.read_text(), function, text) if function else text)
+                for reference in REFERENCE.findall(section):
+                    (folder / own / "reference.py").write_text(reference.replace(package, own))
     return own, package.removeprefix("altx_")
 
 
@@ -153,9 +157,13 @@ def replaced(text: str, function: str, new: str) -> str:
 def test_what_the_guide_writes_passes_every_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     own, name = write(tmp_path, number)
     monkeypatch.syspath_prepend(str(tmp_path))
-    results = check_component(name, plugins=Registry([EntryPoint("guide", f"{own}.plugin", GROUP)]))
+    plugins = Registry([EntryPoint("guide", f"{own}.plugin", GROUP)])
+    results = check_component(name, plugins=plugins)
     assert [f"{r.subject} {r.check}: {r.message}" for r in results if r.status == "failed"] == []
     assert sum(r.status == "passed" for r in results) > 15
+    monkeypatch.setattr("altx.registry.default", lambda: plugins)
+    (test,) = (f for n, f in vars(importlib.import_module(f"{own}.reference")).items() if n.startswith("test_"))
+    test()
 
 
 def test_the_mixer_of_the_guide_reads_packed_sequences_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,9 +210,12 @@ for x, ctx, rows in ((x, Context(), 3), (x, padded, 3), (x[:1], packed, 4), (x[:
 """
 CHECKED = """
 from importlib.metadata import EntryPoint
-from altx.registry import GROUP, Registry
+from altx import registry
 from altx.testing import check_component
-results = check_component("leaky", plugins=Registry([EntryPoint("guide", OWN + ".plugin", GROUP)]))
+plugins = registry.Registry([EntryPoint("guide", OWN + ".plugin", registry.GROUP)])
+registry.default = lambda: plugins
+importlib.import_module(OWN + ".reference").test_it_is_its_equations()
+results = check_component("leaky")
 assert [f"{r.subject} {r.check}: {r.message}" for r in results if r.status == "failed"] == []
 assert {r.check for r in results if r.status == "passed"} >= {"packing", "padding", "reset", "gradcheck", "compiled"}
 """
