@@ -29,7 +29,7 @@ SCAN = import_module(PACKAGE).SCAN
 call = import_module(f"{PACKAGE}.cases").call
 module: Any = import_module(f"{PACKAGE}.triton")
 
-PARKED = {False: 32, True: 448}
+PARKED = {False: 32, True: 640}
 """Bytes a thread may keep in memory: a few words that are parked cost nothing; more of large memories with several
 heads, masks and resets, whose rows are no multiple of 16."""
 

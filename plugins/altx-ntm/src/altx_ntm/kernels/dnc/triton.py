@@ -277,6 +277,7 @@ def unwrite(
     # p_t
     precedence = tl.load(old + rest + n, n < N, 0.0)
     dp = tl.load(d + rest + n, n < N, 0.0)
+    du = tl.load(d + rest + N + n, n < N, 0.0)
     dw += dp - tl.sum(dp * precedence, 0)
     dp *= 1 - tl.sum(where, 0)
     # L_t
@@ -325,7 +326,7 @@ def unwrite(
     sorted_usage = tl.gather(usage, slot, 0)
     _, later = tl.associative_scan((sorted_usage, d_allocated * (1 - sorted_usage)), 0, sums, reverse=True)
     later = tl.where(n < BN - 1, tl.gather(later, tl.minimum(n + 1, BN - 1), 0), 0.0)
-    du = tl.load(d + rest + N + n, n < N, 0.0) + tl.gather((later - d_allocated) * before, place, 0)
+    du += tl.gather((later - d_allocated) * before, place, 0)
     # u_t
     u = tl.load(old + rest + N + n, n < N, 0.0)
     a = tl.load(old + rest + 2 * N + n, n < N, 0.0)

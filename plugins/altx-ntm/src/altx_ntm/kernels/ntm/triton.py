@@ -58,6 +58,8 @@ def moved(M, inverse, key, strength, gate, shift, sharpness, where, i, n, w, N, 
     previous = tl.load(where + n, n < N, 0.0)
     _, _, _, _, _, shifted = look(M, inverse, key, strength, gate, shift, previous, i, n, w, N, W, S)
     address = softmax(tl.load(sharpness + i) * tl.log(shifted), n < N)
+    # Every warp has what was there.
+    tl.debug_barrier()
     tl.store(where + n, address, n < N)
     return address
 
@@ -171,6 +173,8 @@ def unlook(
     d_gated = tl.where(n < N, d_gated, 0.0)
     g = tl.load(gate + i)
     tl.store(d_gate + i, tl.sum(d_gated * (similar - previous), 0))
+    # Every warp has what was there.
+    tl.debug_barrier()
     tl.store(d_where + n, (1 - g) * d_gated, n < N)
     return uncontent(
         dM, g * d_gated, M, inverse, unit, scale, cosine, similar, tl.load(strength + i), d_key + i * W, d_strength + i,
