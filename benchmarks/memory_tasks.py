@@ -181,10 +181,7 @@ def needle_model(name: str, seed: int) -> Model:
     if name == "attention":
         return compose({**plain, "dim": 40}, seed=seed, plugins=PLUGINS)
     # A matrix. The gradient of the mean over 32 channels has 2/32 in it: with a rate of 16 one step writes all of v.
-    memory = {
-        "name": "titans", "heads": 1, "head_dim": 32, "depth": 1, "residual_norm": False, "activation": "none",
-        "max_lr": 16, "decay_bias": -8,
-    }  # fmt: skip
+    memory = {"name": "titans", "heads": 1, "head_dim": 32, "depth": 1, "residual_norm": False, "max_lr": 16}
     return compose({**plain, "dim": 32, "memory": ["none", memory]}, seed=seed, plugins=PLUGINS)
 
 
