@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import itertools
 import os
 import re
 import subprocess
@@ -13,8 +14,11 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
+import torch
 
 from altx import hookspecs
+from altx.compose import compose
+from altx.context import Context
 from altx.registry import GROUP, Registry
 from altx.testing import check_component
 
@@ -169,10 +173,16 @@ def test_what_the_guide_writes_passes_every_check(tmp_path: Path, monkeypatch: p
 def test_the_mixer_of_the_guide_reads_packed_sequences_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own, name = write(tmp_path, KERNELS - 1)
     monkeypatch.syspath_prepend(str(tmp_path))
-    from altx.compose import compose
-
     model = compose({"mixer": name, "dim": 16}, plugins=Registry([EntryPoint("guide", f"{own}.plugin", GROUP)]))
     assert model.capabilities.packing and "Unpack" not in repr(model)
+    tokens, cu = torch.arange(9)[None], torch.tensor([0, 4, 4, 9])
+    out = model(tokens, Context(cu_seqlens=cu), model.init_state(3))
+    assert out.state.tokens.tolist() == [4, 0, 5]
+    for row, (start, stop) in enumerate(itertools.pairwise(cu.tolist())):
+        alone = model(tokens[:, start:stop], state=model.init_state(1))
+        torch.testing.assert_close(out.y[:, start:stop], alone.y)
+        for name, leaf in out.state.select(torch.tensor([row])).flat().items():
+            torch.testing.assert_close(leaf, alone.state.flat()[name])
 
 
 USED = """
