@@ -42,6 +42,18 @@ VECTORS = {"input": {"kind": "vectors", "size": 3}, "head": {"kind": "classifier
                 }
             ]
         },
+        {
+            "blocks": [
+                {
+                    "sublayers": [
+                        {
+                            "router": "router",
+                            "targets": [{"depths": 3, "sublayers": [{"mixer": "average"}, {"feed_forward": "swiglu"}]}],
+                        }
+                    ]
+                }
+            ]
+        },
         {"mixer": "average", "head": {"kind": "vectors", "size": 7}, "final_norm": "layer", "norm": "layer"},
     ],
     ids=[
@@ -54,6 +66,7 @@ VECTORS = {"input": {"kind": "vectors", "size": 3}, "head": {"kind": "classifier
         "encoder",
         "lookahead",
         "routed-mixers",
+        "depths",
         "vectors",
     ],
 )
@@ -64,7 +77,28 @@ def test_hybrids_are_proved(toy: Registry, data: dict) -> None:
     assert {r.check for r in results if r.status == "passed"} >= {"padding", "gradients"}
 
 
+def over(*targets: dict) -> dict:
+    return {"blocks": [{"sublayers": [{"router": "router", "targets": [*targets]}]}]}
+
+
+STACK = [{"mixer": "average"}]
 REFUSED: list[tuple[dict, type[AltxError], str]] = [
+    (over({"depths": 3, "mixer": "average"}), ConfigError, "targets[0]: depths need sublayers"),
+    (over({"depths": 3}), ConfigError, "a sublayer needs a mixer, a feed_forward, a router or a memory"),
+    (over({"sublayers": STACK}), ConfigError, "sublayers need depths"),
+    (over({"depths": 3, "sublayers": STACK, "repeat": 2}), ConfigError, "give more depths"),
+    (over({"depths": 3, "sublayers": STACK, "mixer": "average"}), ConfigError, "not mixer and sublayers"),
+    (over({"depths": 3, "sublayers": STACK}, {"mixer": "average"}), ConfigError, "among depths has no other targets"),
+    (
+        over({"depths": 3, "sublayers": STACK}) | {"defaults": {"router": {"k": 4}}},
+        ConfigError,
+        "cannot choose among 3 targets: k 4 is more than 3",
+    ),
+    (
+        over({"depths": 3, "sublayers": [{"mixer": "source"}]}),
+        CompositionError,
+        "targets[0].sublayers[0].mixer: mixer 'source' of toy-plugin unknown exports values for later layers",
+    ),
     (
         {"mixer": "whole"},
         CompositionError,

@@ -31,7 +31,7 @@ def misfit(
     if holds.feedback and mode != "controller":
         return f"{what} must hear what it read, so it only attaches as controller", ""
     if mode == "ffn":
-        return f"a router's target has no feed-forward slot for {what}", "make the memory a target by itself"
+        return f"a router's target has no feed-forward slot for {what}", "give the memory a body of its own"
     if mode == "tokens":
         return f"{what} stands around a whole stack of blocks, and this is a router's target", "name it for each block"
     if mode == "controller" and not can.steps:

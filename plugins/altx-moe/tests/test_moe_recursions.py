@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from altx_cli.description import label
 from altx_moe.config import RecursionsConfig
 
+from altx import registry
 from altx.compose import compose
 from altx.context import Context
 from altx.errors import AltxError, CompositionError
 from altx.recursion import Recursion
+from altx.resolve import resolve
 from altx.router import Targets
 
 DIM, DEPTHS = 16, 3
@@ -240,6 +243,9 @@ def test_other_targets_are_refused_and_the_written_out_form_gives_the_same_model
     with pytest.raises(CompositionError, match=r"targets are no depths of one\n.*depths: 3"):
         compose(data)
     model = compose(recipe(), seed=0)
+    assert label(resolve(model.config, registry.default()).blocks[0][0]) == (
+        "mixture-of-recursions over 3 depths of attention, swiglu"
+    )
     again = compose(model.config.model_dump(exclude_none=True), seed=0)
     assert again.config == model.config
     inputs = torch.randint(256, (1, 6))
