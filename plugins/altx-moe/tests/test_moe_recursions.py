@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from altx_cli.description import label
 from altx_moe.config import RecursionsConfig
 
 from altx import registry
@@ -17,6 +16,7 @@ from altx.errors import AltxError, CompositionError
 from altx.recursion import Recursion
 from altx.resolve import resolve
 from altx.router import Targets
+from altx_cli.description import label
 
 DIM, DEPTHS = 16, 3
 MASK = torch.tensor([[0, 1, 1, 1, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 1, 1, 0], [0, 0, 0, 0, 0, 1, 0, 1, 0]]).bool()
