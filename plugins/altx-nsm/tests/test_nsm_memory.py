@@ -34,6 +34,7 @@ def make(scale: float = 2.0, **settings) -> NSM:
     with torch.no_grad():
         for parameter in memory.parameters():
             parameter.mul_(scale).add_(0.3 * torch.randn_like(parameter))
+        memory.logit_scale.fill_(1.0)  # so that no share of a choice is next to nothing
     return memory
 
 
@@ -45,41 +46,46 @@ def rms(s: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return s / (s.square().mean() + 1e-6).sqrt() * weight
 
 
+def unit(s: torch.Tensor) -> torch.Tensor:
+    return rms(s, torch.ones_like(s)) / len(s) ** 0.5
+
+
 def equations(nsm: NSM, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """One row x (T, D), state by state: the values (T, D) and the states after the last whole chunk (S, W).
+    """One row x (T, D), state by state: the values (T, D) and the states after the last whole chunk (S, 2 W).
 
     The update is PyTorch's own GRUCell, the attention among states its own multi-head attention.
     """
     c, cell = nsm.config, nsm.cell
     living = [i for i in range(c.slots) if nsm.population.alive[i]]
-    states, told = list(nsm.initial), [[] for _ in range(c.slots)]
+    keys, states = (list(half) for half in nsm.initial.chunk(2, -1))
+    told = [[] for _ in range(c.slots)]
     values = []
     for t, token in enumerate(x):
-        query = nsm.q_proj.weight @ token
-        score = {
-            i: query @ (nsm.k_proj.weight @ rms(states[i], nsm.key_norm.weight)) / len(query) ** 0.5 for i in living
-        }
+        query = unit(nsm.q_proj.weight @ token)
+        score = {i: nsm.logit_scale.exp()[0] * (query @ unit(keys[i])) for i in living}
         chosen = sorted(living, key=lambda i: -float(score[i].detach()))[: c.k]
         share = torch.stack([score[i] for i in chosen]).exp()
         share = share / share.sum()
         values.append(nsm.out_proj.weight @ sum(a * states[i] for a, i in zip(share, chosen, strict=True)))
         for a, i in zip(share, chosen, strict=True):
-            told[i].append((a, nsm.v_proj.weight @ token))
+            told[i].append((a, query, nsm.v_proj.weight @ token, a * torch.sigmoid(nsm.write_gate(token))))
         if (t + 1) % c.chunk:
             continue
-        changed = list(states)
+        changed, strength = list(states), {}
         for i in range(c.slots):
             if told[i]:
-                mean = sum(a * v for a, v in told[i]) / sum(a for a, _ in told[i])
-                changed[i] = cell.gru(mean[None], states[i][None])[0]
+                mass = sum(a for a, *_ in told[i])
+                new_key, mean, strength[i] = (sum(each[0] * each[j] for each in told[i]) / mass for j in (1, 2, 3))
+                keys[i] = keys[i] + strength[i] * (new_key - keys[i])
+                changed[i] = states[i] + strength[i] * (cell.gru(mean[None], states[i][None])[0] - states[i])
         normed = torch.stack([rms(s, cell.norm.weight) for s in changed])[:, None]
         heard, _ = F.multi_head_attention_forward(
             normed, normed, normed, normed.shape[-1], c.heads, cell.in_proj.weight, None, None, None, False, 0.0,
             cell.out_proj.weight, None, key_padding_mask=~nsm.population.alive[None],
         )  # fmt: skip
-        states = [s + heard[i, 0] if told[i] else s for i, s in enumerate(changed)]
+        states = [s + strength.get(i, 0) * heard[i, 0] for i, s in enumerate(changed)]
         told = [[] for _ in range(c.slots)]
-    return torch.stack(values), torch.stack(states)
+    return torch.stack(values), torch.cat([torch.stack(keys), torch.stack(states)], -1)
 
 
 @pytest.mark.parametrize("settings", CONFIGS, ids=str)
@@ -172,6 +178,24 @@ def test_states_that_no_token_chose_hold_every_bit():
     assert ((out.state["slots"][0] != nsm.initial).any(-1) == chosen).all()
 
 
+def test_what_was_written_is_found_by_its_key_after_other_writes():
+    torch.manual_seed(0)
+    nsm = NSM(NSMConfig(slots=16, chunk=1, width=32), 64).double()
+    with torch.no_grad():
+        # Tokens are a key and a value, always written; what other states hold is not mixed in.
+        nsm.q_proj.weight.copy_(torch.eye(64)[:32])
+        nsm.v_proj.weight.copy_(torch.eye(64)[32:])
+        nsm.write_gate.bias.fill_(10)
+        nsm.logit_scale.fill_(2)
+        nsm.cell.out_proj.weight.zero_()
+    told = torch.randn(8, 1, 64).double()
+    asked = told * (torch.arange(64) < 32)
+    alone = nsm.read(asked, nsm.scan(told, nsm.init_state(8)).state)[0].value[:, 0]
+    among = nsm.read(asked.transpose(0, 1), nsm.scan(told.transpose(0, 1), nsm.init_state(1)).state)[0].value[0]
+    likeness = F.cosine_similarity(among[:, None], alone, dim=-1)
+    assert likeness.argmax(1).tolist() == list(range(8)) and likeness.diagonal().min() > 0.8
+
+
 def test_losses_and_metrics_count_real_tokens_and_are_neutral_without_any():
     nsm, x = make(), tokens()
     x[~MASK] = torch.nan
@@ -228,7 +252,7 @@ def test_extreme_inputs_stay_finite_forward_and_backward():
 def test_the_defaults_fit_every_usual_width(dim):
     NSMConfig().fit(dim)
     with torch.device("meta"):
-        assert NSM(NSMConfig(), dim).initial.shape == (16, dim)
+        assert NSM(NSMConfig(), dim).initial.shape == (16, 2 * dim)
 
 
 @pytest.mark.parametrize(

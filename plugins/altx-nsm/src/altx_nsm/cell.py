@@ -19,7 +19,7 @@ class RMSNorm(nn.Module):
 
 
 class Cell(nn.Module):
-    """s <- GRU(u, s), then s <- s + attention(norm(s)) among living states; states that were not touched hold.
+    """s <- s + m (GRU(u, s) - s), then s <- s + m attention(norm(s)) among living states; m is 0 to 1 for each.
 
     Weights are used in the dtype of the states.
 
@@ -35,18 +35,29 @@ class Cell(nn.Module):
         self.norm = RMSNorm(width)
         self.in_proj = nn.Linear(width, 3 * width, bias=False)
         self.out_proj = nn.Linear(width, width, bias=False)
+        # At first a state takes over what it is told, so that it can be read from the first step of training on.
+        nn.init.orthogonal_(self.gru.weight_ih.data[2 * width :], gain=2.0)
+        for bias in (self.gru.bias_ih, self.gru.bias_hh):
+            nn.init.constant_(bias.data[width : 2 * width], -1.0)
 
-    def forward(self, u: Tensor, states: Tensor, touched: Tensor, alive: Tensor) -> Tensor:
+    def forward(self, u: Tensor, states: Tensor, strength: Tensor, alive: Tensor, at: Tensor | None = None) -> Tensor:
         """The new states (B, S, W).
 
         Args:
             u: (B, S, W), what each state is told.
             states: (B, S, W).
-            touched: (B, S) bool, states that change.
+            strength: (B, S, 1) from 0 to 1, the part that is made of each change; with 0 a state holds every bit.
             alive: (S,) bool, states that others attend to.
+            at: (B, n) indices of all states whose strength is not 0, and of any others; only these are computed.
         """
-        changed = torch.where(touched[..., None], self._gated(u, states), states)
-        return changed + torch.where(touched[..., None], self._heard(changed, alive), 0)
+        if at is None:
+            changed = states.lerp(self._gated(u, states), strength)
+            return changed + strength * self._heard(changed, changed, alive)
+        index = at[..., None].expand(-1, -1, states.shape[-1])
+        some, strength = states.gather(1, index), strength.gather(1, at[..., None])
+        some = some.lerp(self._gated(u.gather(1, index), some), strength)
+        some = some + strength * self._heard(some, states.scatter(1, index, some), alive)
+        return states.scatter(1, index, some)
 
     def _gated(self, u: Tensor, states: Tensor) -> Tensor:
         """The GRU of PyTorch, Cho et al. 2014 (arXiv:1406.1078) with the reset gate after the matrix product."""
@@ -57,10 +68,11 @@ class Cell(nn.Module):
         new = torch.tanh(new + torch.sigmoid(reset + held_reset) * held_new)
         return new + update * (states - new)
 
-    def _heard(self, states: Tensor, alive: Tensor) -> Tensor:
-        """What the states hear from the living ones, themselves included: (B, S, W)."""
-        every = _linear(self.norm(states), self.in_proj.weight).unflatten(-1, (3, self.heads, -1))
-        q, k, v = every.permute(2, 0, 3, 1, 4)
+    def _heard(self, some: Tensor, states: Tensor, alive: Tensor) -> Tensor:
+        """What some states (B, n, W) hear from the living ones of all (B, S, W): (B, n, W)."""
+        of_q, of_kv = self.in_proj.weight.split((some.shape[-1], 2 * some.shape[-1]))
+        q = _linear(self.norm(some), of_q).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        k, v = _linear(self.norm(states), of_kv).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         scores = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
         scores = scores.masked_fill(~alive, torch.finfo(scores.dtype).min)
         heard = torch.softmax(scores, -1) @ v

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
@@ -18,11 +19,11 @@ from altx.memory import Memory, Read, Scan
 from altx.router import Router
 from altx.spec import BuildContext
 from altx.state import Leaf, State
-from altx_nsm.cell import Cell, RMSNorm
+from altx_nsm.cell import Cell
 from altx_nsm.config import NSMConfig, capabilities
 from altx_nsm.measures import Measures
 from altx_nsm.population import Population
-from altx_nsm.routing import Choice, by_content, by_router
+from altx_nsm.routing import Choice, by_content, by_router, unit
 
 SPEC = {
     "slots": Leaf(kind="memory", fp32=True),
@@ -34,14 +35,16 @@ SPEC = {
 
 ENOUGH = 1e-6
 """Tokens' worth of mass in a chunk from which a state counts as touched."""
+SHARPNESS = 8.0
+"""Initial factor of the cosines that a token chooses by."""
 
 
 class Slots(NamedTuple):
     """S states of B rows, and what the open chunk has told them so far.
 
     Args:
-        slots: (B, S, W), as they were before the open chunk.
-        total: (B, S, W), sum over the open chunk's tokens of share times value.
+        slots: (B, S, K + W), as they were before the open chunk: a key, and what is read.
+        total: (B, S, K + W + 1), sum over the open chunk's tokens of share times query, value and strength.
         mass: (B, S), sum of their shares.
         open: (B,) int64, tokens in the open chunk.
         born: (B, S) int64, how often each state had come to life; see `Population`.
@@ -65,13 +68,18 @@ class Slots(NamedTuple):
 class NSM(Memory):
     """S states that tokens choose by content, read, and change together, C tokens at a time.
 
+    A state has a key, by which it is chosen and which the queries of those that chose it draw near, and a value. Were
+    the key made of the value, then a write would move the state away from the tokens that look for what they wrote.
+    How far a write goes is the writers' shares of the state: who chose another holds on to little of this one.
+
     Rows count their chunks from their first real token, and again from every reset.
 
     Args:
         config: sizes, and when states die and split.
         dim: model width D.
         router: chooses the states instead of the match of contents: any that decides by the token alone and keeps
-            no state, for `config.slots` targets of kind "states". A dead state must get no token.
+            no state, for `config.slots` targets of kind "states". A dead state must get no token. The states then
+            have no keys (K is 0, otherwise W), and the router is given their values.
 
     Shape: x (B, T, D) to a read value (B, T, D). State: see `Slots`, numbers in at least float32.
 
@@ -84,20 +92,23 @@ class NSM(Memory):
         self.config = config
         self.capabilities = capabilities(config)
         width = config.width or dim
-        self.initial = nn.Parameter(torch.empty(config.slots, width))
         self.router = router
+        self.parts = (width if router is None else 0, width)
+        self.initial = nn.Parameter(torch.empty(config.slots, sum(self.parts)))
         if router is None:
             self.q_proj = nn.Linear(dim, width, bias=False)
-            self.k_proj = nn.Linear(width, width, bias=False)
-            self.key_norm = RMSNorm(width)
+            self.logit_scale = nn.Parameter(torch.tensor([math.log(SHARPNESS)]))
         else:
             self.capabilities = replace(self.capabilities, losses=_accepted(router))
         self.v_proj = nn.Linear(dim, width, bias=False)
+        self.write_gate = nn.Linear(dim, 1)
         self.out_proj = nn.Linear(width, dim, bias=False)
         self.cell = Cell(width, config.heads)
         self.population = Population(config)
-        # As large as what a GRU holds after its first updates, so that no state has to be learned loud.
-        nn.init.normal_(self.initial, std=0.5)
+        keys, values = self.initial.split(self.parts, -1)
+        # Keys about as long as queries: were they longer, one write would hardly turn them.
+        nn.init.normal_(keys, std=width**-0.5)
+        nn.init.normal_(values, std=0.1)
 
     def param_groups(self) -> dict[str, dict[str, float]]:
         """Decay would draw the initial states together."""
@@ -124,9 +135,10 @@ class NSM(Memory):
 
     def _fresh(self, batch: int, device: torch.device, dtype: torch.dtype) -> Slots:
         slots = self.initial.to(device, dtype).repeat(batch, 1, 1)
+        total = slots.new_zeros(*slots.shape[:2], slots.shape[2] + 1)
         born = self.population.born.to(device).repeat(batch, 1)
         nothing = torch.zeros(batch, dtype=torch.int64, device=device)
-        return Slots(slots, torch.zeros_like(slots), slots.new_zeros(slots.shape[:2]), nothing, born)
+        return Slots(slots, total, slots.new_zeros(slots.shape[:2]), nothing, born)
 
     def offset(self, state: State) -> list[int]:
         counts: list[int] = state["open"].tolist()
@@ -145,7 +157,8 @@ class NSM(Memory):
         return self._value(value, q), state
 
     def _found(self, x: Tensor, slots: Tensor, mask: Tensor | None) -> Tensor:
-        return self._choose(self._queries(x, slots.dtype), slots, mask).share @ slots
+        found: Tensor = self._choose(self._queries(x, slots.dtype), slots, mask).share @ slots.split(self.parts, -1)[1]
+        return found
 
     def write(self, u: Tensor, state: State, ctx: Context = FRESH) -> tuple[State, Mapping[str, Tensor]]:
         _, held, measures = self._advance(u, self._held(state), ctx)
@@ -186,7 +199,7 @@ class NSM(Memory):
         """What the tokens of x (B, T, D) find (B, T, W), and the states after them."""
         measures = Measures.none(held.slots)
         if not x.shape[0] or not x.shape[1]:
-            return held.slots.new_zeros(*x.shape[:2], held.slots.shape[-1]), held, measures
+            return held.slots.new_zeros(*x.shape[:2], self.parts[1]), held, measures
         if ctx.reset is None:
             moved = real_first(x, ctx)
             value, held = self._chunks(moved.x, moved.lengths, held, measures)
@@ -209,7 +222,7 @@ class NSM(Memory):
     def _chunks(self, x: Tensor, lengths: Tensor | None, held: Slots, measures: Measures) -> tuple[Tensor, Slots]:
         """As `_advance`, for rows of `lengths` (B,) real tokens, first in their rows, without resets."""
         length, size, dtype = x.shape[1], self.config.chunk, held.slots.dtype
-        q, v = self._queries(x, dtype), self.v_proj(x).to(dtype)
+        q, v, strength = self._queries(x, dtype), self.v_proj(x).to(dtype), self.write_gate(x).to(dtype).sigmoid()
         # Every row's tokens on its own grid of chunks, which its open chunk begins.
         count, width, before = (1, 1, torch.zeros_like(held.open)) if length == 1 else (
             (length + size - 2) // size + 1, size, held.open
@@ -218,14 +231,16 @@ class NSM(Memory):
         stop = length if lengths is None else lengths[:, None]
         here = ((token >= 0) & (token < stop)).unflatten(1, (count, width))
         token = token.clamp(0, length - 1)
-        q, v = (take(each, token).unflatten(1, (count, width)) for each in (q, v))
+        q, v, strength = (take(each, token).unflatten(1, (count, width)) for each in (q, v, strength))
+        told = torch.cat([q, v], -1) if self.router is None else v
         alive, reads = self.population.alive, []
         with _exactly(x):
             for i in range(count):
                 slots, total, mass, filled, born = held
                 choice = self._choose(q[:, i], slots, here[:, i])
-                reads.append(choice.share @ slots)
-                total = total + choice.share.transpose(1, 2) @ v[:, i]
+                reads.append(choice.share @ slots.split(self.parts, -1)[1])
+                share = choice.share.transpose(1, 2)
+                total = total + torch.cat([share @ told[:, i], share.square() @ strength[:, i]], -1)
                 mass = mass + choice.share.sum(1)
                 filled = filled + here[:, i].sum(1)
                 measures.add(choice, here[:, i])
@@ -239,9 +254,14 @@ class NSM(Memory):
         if held.slots.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(full.any()):
             return held
         touched = full[:, None] & alive & (held.mass >= ENOUGH)
-        told = held.total / held.mass.clamp(min=ENOUGH)[..., None]
+        mean = held.total / held.mass.clamp(min=ENOUGH)[..., None]
+        query, told, strength = mean.split((*self.parts, 1), -1)
+        strength = strength * touched[..., None]
+        key, value = held.slots.split(self.parts, -1)
+        most = self.config.chunk * self.config.k
+        at = held.mass.topk(most).indices if self.router is None and most < self.config.slots else None
         return Slots(
-            self.cell(told, held.slots, touched, alive),
+            torch.cat([key.lerp(query, strength), self.cell(told, value, strength, alive, at)], -1),
             held.total.masked_fill(full[:, None, None], 0),
             held.mass.masked_fill(full[:, None], 0),
             held.open.masked_fill(full, 0),
@@ -249,21 +269,15 @@ class NSM(Memory):
         )
 
     def _queries(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """(B, T, W), scaled, to be matched with normed states: (W_k^T W_q x) / sqrt(W). For another router: x.
-
-        The key's projection is applied to the query, which does not change with the states.
-        """
-        if self.router is not None:
-            return x
-        q = self.q_proj(x)
-        matched: Tensor = (q @ self.k_proj.weight.to(q.dtype)).to(dtype) * q.shape[-1] ** -0.5
-        return matched
+        """(B, T, W) of length 1, to be matched with keys. For another router: x."""
+        return unit(self.q_proj(x).to(dtype)) if self.router is None else x
 
     def _choose(self, q: Tensor, slots: Tensor, mask: Tensor | None) -> Choice:
         alive = self.population.alive
         if self.router is not None:
             return by_router(self.router, q, slots, alive, mask)
-        return by_content(q, self.key_norm(slots), alive, self.config.k, mask)
+        keys, _ = slots.split(self.parts, -1)
+        return by_content(q * self.logit_scale.to(q.dtype).exp(), unit(keys), alive, self.config.k, mask)
 
 
 def _exactly(x: Tensor) -> torch.autocast:

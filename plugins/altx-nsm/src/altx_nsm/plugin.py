@@ -17,11 +17,11 @@ def altx_memories() -> Iterable[MemorySpec]:
             "nsm",
             summary="Neural State Machine: states that tokens choose by content, and that talk to each other",
             description=(
-                "a = top-k softmax(q_t . norm(s_i)),  r_t = W_o sum a_ti s_i  from the states before the chunk;\n"
-                "then s_i <- GRU(mean over the chunk of v_t weighted by a_ti, s_i), s <- s + attention among states.\n"
-                "O(S W) per token and O(S W^2) per chunk of C tokens; parallel in a chunk, sequential across chunks.\n"
-                "State: 2 S W numbers per sequence, whatever the length. States that few tokens choose die,\n"
-                "one that many choose is split in two. For what must be kept by kind, beside a mixer of local context."
+                "a = top-k softmax(c cos(q_t, key_i)),  r_t = W_o sum a_ti s_i  from the states before the chunk;\n"
+                "then key_i goes to the mean of q_t and s_i to GRU(mean of v_t, s_i), as far as a_ti says, and states\n"
+                "attend to each other. O(S W) per token and O(S W^2) per chunk of C tokens, sequential across chunks.\n"
+                "State: 4 S W numbers per sequence, whatever the length. States that few tokens choose die, one that\n"
+                "many choose is split in two. For what must be found again by kind, beside a mixer of local context."
             ),
             build="altx_nsm.memory:build",
             config="altx_nsm.config:NSMConfig",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from altx_nsm.config import NSMConfig
 
 SPREAD = 0.1
-"""Noise on the copy when a state is split, as a part of the root mean square of its numbers."""
+"""Noise on the copy when a state is split, as a part of each of its numbers."""
 
 
 class Population(nn.Module):
@@ -45,7 +45,7 @@ class Population(nn.Module):
 
         Args:
             load: (S,) tokens that each state got, all ranks together; nothing happens where it is 0 everywhere.
-            initial: (S, W) the states before the first token; the row of a state that is born is written to.
+            initial: (S, any) the states before the first token; the row of a state that is born is written to.
             seed: of the noise; the same on every rank.
         """
         config, slots = self.config, torch.arange(len(self.alive), device=self.alive.device)
@@ -63,7 +63,7 @@ class Population(nn.Module):
         splits = (usage[hot] > config.split) & ~alive.all() & counted
         newborn, parent = (slots == dead) & splits, (slots == hot) & splits
         noise = torch.randn(initial.shape[1], generator=torch.Generator().manual_seed(seed)).to(initial)
-        child = initial[hot] + SPREAD * initial[hot].square().mean().sqrt() * noise
+        child = initial[hot] * (1 + SPREAD * noise)
         initial.copy_(torch.where(newborn[:, None], child, initial))
         self.usage.copy_(torch.where(newborn | parent, usage[hot] / 2, usage))
         self.alive.copy_(alive | newborn)
