@@ -9,8 +9,8 @@ of 100 units, RMSProp with momentum 0.9 and rate 1e-4, gradients clipped to +-10
 three layers of LSTM, 256 wide (the paper's width).
 
 recall: 8 pairs of a key and a value, then every key again in another order; the part of the values that follow rightly.
-Two blocks of LSTM and feed-forward, 64 wide, the second with a DNC's memory attached; the control, 80 wide, has more
-parameters and no memory.
+Two blocks of LSTM and feed-forward, 64 wide, the second with a memory attached, that of the DNC or the Neural State
+Machine; the control, 80 wide, has more parameters and no memory.
 
 needle: 4 keys, each with its value behind it, somewhere in filler, 16 tokens of filler more, and the 4 keys in another
 order; the part of the values that follow rightly. Two blocks of attention and feed-forward, 32 wide, the first over 2
@@ -35,6 +35,7 @@ from torch.nn import functional as F
 
 from altx import registry
 from altx.compose import compose
+from altx.layer import StepInfo
 from altx.model import Model
 
 PLUGINS = registry.Registry(
@@ -118,31 +119,37 @@ def recall_batch(batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor
 
 
 def recall_model(name: str, seed: int) -> Model:
-    """`dnc`, or the control `lstm`."""
+    """`dnc`, `nsm`, or the control `lstm`."""
     plain = {
         "mixer": "lstm", "layers": 2, "input": {"kind": "tokens", "vocab": 2 * KEYS},
         "head": {"kind": "language-model", "tie": False},
     }  # fmt: skip
     if name == "lstm":
         return compose({**plain, "dim": 80}, seed=seed, plugins=PLUGINS)
-    memory = {"name": "dnc", "slots": 32, "width": 32, "read_heads": 1}
+    memory = {
+        "dnc": {"name": "dnc", "slots": 32, "width": 32, "read_heads": 1},
+        "nsm": {"name": "nsm", "slots": 64, "width": 32, "chunk": 1},
+    }[name]
     return compose({**plain, "dim": 64, "memory": ["none", memory]}, seed=seed, plugins=PLUGINS)
 
 
 def recall(name: str, seed: int, steps: int, every: int = 100) -> dict[str, Any]:
     """Train on associative recall; steps are of 32 sequences."""
     model, draw = recall_model(name, seed), torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    optimizer, weights = torch.optim.Adam(model.parameters(), lr=3e-3), model.loss_weights()
     asked, due = recall_batch(256, torch.Generator().manual_seed(999))
     curve: list[tuple[int, float]] = []
     start = time.perf_counter()
     for step in range(1, steps + 1):
         x, values = recall_batch(32, draw)
-        loss = F.cross_entropy(model(x).y[:, -PAIRS:].flatten(0, 1), values.flatten())
+        out = model(x)
+        loss = F.cross_entropy(out.y[:, -PAIRS:].flatten(0, 1), values.flatten())
+        loss = loss + sum(weight * out.losses[key] for key, weight in weights.items())
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+        model.on_step(StepInfo(step, out.metrics))
         if step % every == 0 or step == steps:
             with torch.no_grad():
                 right = (model(asked).y[:, -PAIRS:].argmax(-1) == due).float().mean().item()
@@ -222,7 +229,7 @@ def needle(name: str, seed: int, steps: int, every: int = 100) -> dict[str, Any]
 
 TASKS = {
     "copy": (copy, ("ntm", "lstm"), 30_000),
-    "recall": (recall, ("dnc", "lstm"), 1_500),
+    "recall": (recall, ("dnc", "nsm", "lstm"), 1_500),
     "needle": (needle, ("titans", "attention"), 1_500),
 }
 """By name: how to train, the models, and steps."""
