@@ -96,7 +96,7 @@ def test_every_memory_is_met_in_each_of_its_ways() -> None:
     assert {"ntm", "dnc", "titans", "knn"} <= {component.name for component in MEMORIES.values()}
     for name, component in MEMORIES.items():
         assert isinstance(component.spec, MemorySpec)
-        assert {mode for memory, mode, _ in LEGAL if memory == name} >= set(component.spec.attach) - {"context"}
+        assert {mode for memory, mode, _ in LEGAL if memory == name} >= set(component.spec.attach)
         # Chunks that no law's dozen tokens would fill leave the laws nothing to break.
         settled = can(component, **SETTINGS[name])
         assert isinstance(settled, MemoryCapabilities) and settled.chunk <= SMALL

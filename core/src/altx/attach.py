@@ -4,7 +4,7 @@ residual:    y = mixer(n(x)) + memory(n(x))
 gate:        y = mixer(n(x)) * sigmoid(W memory(n(x)))
 controller:  token by token, h_t = mixer(W [n(x_t); r_{t-1}]), r_t = memory(h_t), y_t = h_t + r_t
 kv:          y = mixer(n(x)), an attention whose softmax takes in what the memory holds for each query
-context:     y = mixer(n(x)), which attends across to the tokens that were read for its chunk
+context:     y = mixer(n(x)), which attends across to what was read: for its chunk, or for each token
 tokens:      around all blocks, see `altx.segment_loop`
 ffn:         y = memory(n(x)), where the feed-forward would stand
 """
@@ -78,6 +78,17 @@ class _Attached(Layer):
         memory = self.memory.init_state(batch, **options)
         return State(children={"memory": memory} if mixer is None else {"mixer": mixer, "memory": memory})
 
+    def output(self, y: Tensor, mixed: Output, scan: Scan, state: State | None) -> Output:
+        """y, with all else that came of a call of each, which `state` had led into."""
+        children = {"memory": scan.state} if mixed.state is None else {"mixer": mixed.state, "memory": scan.state}
+        return Output(
+            y,
+            State(children=children) if state else None,
+            {**scoped("mixer", mixed.losses), **scoped("memory", scan.losses)},
+            {**scoped("mixer", mixed.metrics), **scoped("memory", scan.metrics)},
+            mixed.exports,
+        )
+
 
 class _Beside(_Attached):
     """The two hear the same x, and their outputs are joined."""
@@ -85,14 +96,7 @@ class _Beside(_Attached):
     def forward(self, x: Tensor, ctx: Context = FRESH, state: State | None = None) -> Output:
         mixed = self.mixer(x, ctx, state.child("mixer") if state else None)
         scan, value = read_value(self.memory, x, ctx, state)
-        children = {"memory": scan.state} if mixed.state is None else {"mixer": mixed.state, "memory": scan.state}
-        return Output(
-            self.join(mixed.y, value),
-            State(children=children) if state else None,
-            {**scoped("mixer", mixed.losses), **scoped("memory", scan.losses)},
-            {**scoped("mixer", mixed.metrics), **scoped("memory", scan.metrics)},
-            mixed.exports,
-        )
+        return self.output(self.join(mixed.y, value), mixed, scan, state)
 
     @abstractmethod
     def join(self, mixed: Tensor, value: Tensor) -> Tensor:
@@ -126,7 +130,7 @@ class KVAttach(_Attached):
 
     def __init__(self, mixer: Layer, memory: Memory) -> None:
         super().__init__(mixer, memory)
-        self.capabilities = replace(self.capabilities, accepts_kv=False)
+        self.capabilities = replace(self.capabilities, accepts_kv=False, cross=False)
 
     def forward(self, x: Tensor, ctx: Context = FRESH, state: State | None = None) -> Output:
         held = state.children["memory"] if state else None
@@ -156,7 +160,12 @@ class KVAttach(_Attached):
 
 
 class ContextAttach(_Attached):
-    """The mixer attends across to what is read for each chunk: `ctx.cross` holds the memory's tokens."""
+    """The mixer attends across to what is read: `ctx.cross` holds the tokens for a chunk, or each token's own value.
+
+    A memory with chunks gives tokens for each. One without gives a value for each token, which stands before that
+    token alone in the mixer's softmax, so that no token sees what a later one has asked. In Titans' Memory as a
+    Context (Behrouz et al. 2024, section 4.1) the tokens of a segment see each other's.
+    """
 
     def __init__(self, mixer: Layer, memory: Memory) -> None:
         super().__init__(mixer, memory)
@@ -167,6 +176,10 @@ class ContextAttach(_Attached):
             raise UnsupportedContext("ctx.cross is taken: the mixer attends across to its memory")
         start = state or self.init_state(x.shape[0], device=x.device, dtype=x.dtype)
         mixer, held = start.child("mixer"), start.children["memory"]
+        if self.memory.capabilities.chunk == 1:
+            scan, value = read_value(self.memory, x, ctx, start)
+            mixed = self.mixer(x, ctx.replace(cross=Cross(value[:, :, None])), mixer)
+            return self.output(mixed.y, mixed, scan, state)
         chunks: list[Chunk] = []
         ys: list[Tensor] = []
         exports: dict[str, list[Tensor]] = {}

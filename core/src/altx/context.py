@@ -31,8 +31,8 @@ class Cross:
     """A second sequence to attend to.
 
     Args:
-        tokens: (B, S, D).
-        mask: (B, S) bool, True where real, or None.
+        tokens: (B, S, D); or (B, T, S, D), S for each token of x (B, T, D) alone, as a memory's attachment gives them.
+        mask: (B, S) bool, True where real, or None; there is none for each token's own.
     """
 
     tokens: Tensor

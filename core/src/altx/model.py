@@ -136,6 +136,15 @@ class Model(Component):
         for name, flag in (("mask", "masked"), ("reset", "reset"), ("cu_seqlens", "masked"), ("cross", "cross")):
             if getattr(ctx, name) is not None and not getattr(caps, flag):
                 raise UnsupportedContext(f"{self._culprits(flag, False)} cannot honour ctx.{name}")
+        if ctx.cross is not None:
+            batch = rows[0] if ctx.cu_seqlens is None else len(ctx.cu_seqlens) - 1
+            shape, mask = ctx.cross.tokens.shape, ctx.cross.mask
+            if shape != (batch, *shape[1:2], self.config.dim):
+                wanted = f"({batch}, any number, {self.config.dim})"
+                raise UnsupportedContext(f"ctx.cross.tokens must be {wanted}; they are {tuple(shape)}")
+            if mask is not None and (mask.shape != shape[:2] or mask.dtype != torch.bool):
+                found = f"{tuple(mask.shape)} {str(mask.dtype).removeprefix('torch.')}"
+                raise UnsupportedContext(f"ctx.cross.mask must be {tuple(shape[:2])} bool; it is {found}")
         if (ctx.graph is None and caps.graph == "required") or (ctx.graph is not None and caps.graph == "ignored"):
             what = "needs a ctx.graph" if ctx.graph is None else "has no use for a ctx.graph"
             raise UnsupportedContext(f"{self._culprits('graph', caps.graph)} {what}")

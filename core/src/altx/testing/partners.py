@@ -7,6 +7,7 @@ from typing import Unpack
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from altx.capabilities import Capabilities, MemoryCapabilities
 from altx.context import Context
@@ -104,10 +105,14 @@ class Across(Layer):
     def forward(self, x: Tensor, ctx: Context = FRESH, state: State | None = None) -> Output:
         if ctx.cross is None:
             return Output(x, state)
-        score = self.query(x) @ ctx.cross.tokens.to(x.dtype).transpose(1, 2) / x.shape[-1] ** 0.5
+        tokens = ctx.cross.tokens.to(x.dtype)
+        if tokens.dim() == 3:
+            tokens = tokens[:, None].expand(-1, x.shape[1], -1, -1)
+        seen = torch.cat([x[:, :, None], tokens], 2)
+        score = (self.query(x)[:, :, None] @ seen.transpose(-1, -2)) / x.shape[-1] ** 0.5
         if ctx.cross.mask is not None:
-            score = score.masked_fill(~ctx.cross.mask[:, None], -1e30)
-        return Output(x + score.softmax(-1) @ ctx.cross.tokens.to(x.dtype), state)
+            score = score.masked_fill(~F.pad(ctx.cross.mask, (1, 0), value=True)[:, None, None], -1e30)
+        return Output(x + (score.softmax(-1) @ seen)[:, :, 0], state)
 
 
 class Ledger(Memory):

@@ -11,7 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from altx.memory import Attended
+from altx.context import Cross
+from altx.memory import Attended, attended
 from altx.spec import BuildContext, Heads
 from altx_attention.cache import GrowingCache, WindowCache
 from altx_attention.cached import CachedAttention, Places, Recall
@@ -95,24 +96,31 @@ class Attention(CachedAttention):
             self.q_norm = self.k_norm = None
 
     def project(
-        self, x: Tensor, position: Tensor, recall: Recall | None = None
+        self, x: Tensor, position: Tensor, recall: Recall | None = None, cross: Cross | None = None
     ) -> tuple[list[Tensor], dict[str, Tensor], Attended | None]:
         """Queries (B, T, H, D) and the gate (B, T, H * D) if there is one; keys and values (B, T, G, D)."""
-        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x).unflatten(-1, (-1, self.head_dim))
-        gate = []
+        q, (k, v), gate = self.q_proj(x), self._keys_and_values(x), []
         if self.gate:
             q, *gate = (t.flatten(2) for t in q.unflatten(-1, (-1, 2 * self.head_dim)).chunk(2, -1))
-        if self.q_norm is not None and self.k_norm is not None and not self.norms_heads:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = (t.unflatten(-1, (-1, self.head_dim)) for t in (q, k))
-        if self.q_norm is not None and self.k_norm is not None and self.norms_heads:
-            q, k = self.q_norm(q), self.k_norm(k)
-        # A memory's keys have no positions: they are found by content (Wu et al. 2022, arXiv:2203.08913, section 3.1).
+        q = self._heads(q, self.q_norm)
+        # What is not of this sequence has no position in it: it is found by content (Wu et al. 2022, section 3.1).
         far = recall(q * self.scale_of_scores, k, v) if recall else None
+        if cross is not None:
+            far = attended(q * self.scale_of_scores, *self._keys_and_values(cross.tokens), cross.mask)
         if self.rotated:
             turn = turns(position, self.rotated, self.rope_theta, x.dtype)
             q, k = rotary(q, *turn), rotary(k, *turn)
         return [q, *gate], {"k": k, "v": v}, far
+
+    def _keys_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Of tokens x (..., dim), without positions: (..., G, D)."""
+        return self._heads(self.k_proj(x), self.k_norm), self.v_proj(x).unflatten(-1, (-1, self.head_dim))
+
+    def _heads(self, x: Tensor, norm: RMSNorm | None) -> Tensor:
+        """Queries or keys (..., heads * D), normed if they are, as (..., heads, D)."""
+        whole = norm(x) if norm and not self.norms_heads else x
+        heads: Tensor = whole.unflatten(-1, (-1, self.head_dim))
+        return norm(heads) if norm and self.norms_heads else heads
 
     def attend(self, queries: list[Tensor], slots: Mapping[str, Tensor], where: Places, far: Attended | None) -> Tensor:
         q, *gate = queries

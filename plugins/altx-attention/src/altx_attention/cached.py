@@ -12,7 +12,7 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
-from altx.context import Context
+from altx.context import Context, Cross
 from altx.errors import UnsupportedContext
 from altx.layer import FRESH, Layer, Output
 from altx.masking import RealFirst, real_first
@@ -47,10 +47,11 @@ class CachedAttention(Layer):
 
     @abstractmethod
     def project(
-        self, x: Tensor, position: Tensor, recall: Recall | None = None
+        self, x: Tensor, position: Tensor, recall: Recall | None = None, cross: Cross | None = None
     ) -> tuple[list[Tensor], dict[str, Tensor], Attended | None]:
         """What tokens x (B, T, ...) at `position` (B or 1, T) ask with, and what they leave in the cache, by name; and
-        what a memory recalls for them, where there is one to ask."""
+        their attention beyond the sequence: to what a memory recalls, or to `cross`, with tokens (B, T or 1, S, dim)
+        and a mask (B, 1, S) or None."""
 
     @abstractmethod
     def attend(self, queries: list[Tensor], slots: Mapping[str, Tensor], where: Places, far: Attended | None) -> Tensor:
@@ -77,7 +78,7 @@ class CachedAttention(Layer):
             return Output(x, state)
         tokens = real_first(x, ctx)
         stand = places(tokens, ctx, state.seen if state else None, self.cache.document(state) if state else None)
-        queries, leaves, far = self.project(tokens.x, stand.position, _asked(ctx, tokens))
+        queries, leaves, far = self.project(tokens.x, stand.position, _asked(ctx, tokens), _across(ctx))
         where = Places(causal=ctx.causal, offset=None, document=stand.document, slot_document=stand.document)
         if state is not None:
             assert stand.document is not None
@@ -89,6 +90,18 @@ class CachedAttention(Layer):
             document = stand.index.expand(len(x), -1) * 0 if stand.document is None else stand.document
             where["document"], where["slot_document"] = document, document.where(tokens.mask, -1)
         return Output(tokens.restore(self.attend(queries, leaves, where, far)), state)
+
+
+def _across(ctx: Context) -> Cross | None:
+    """The second sequence that the context brings, or each token's own one, for tokens in their new order."""
+    if ctx.cross is None:
+        return None
+    tokens, mask = ctx.cross.tokens, ctx.cross.mask
+    if tokens.dim() == 4:
+        return Cross(real_first(tokens.flatten(2), ctx).x.unflatten(2, tokens.shape[2:]))
+    if mask is not None:
+        tokens, mask = tokens.masked_fill(~mask[..., None], 0), mask[:, None]
+    return Cross(tokens[:, None], mask)
 
 
 def _asked(ctx: Context, tokens: RealFirst) -> Recall | None:

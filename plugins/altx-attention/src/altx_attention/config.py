@@ -99,13 +99,14 @@ class AttentionConfig(Config):
 def capabilities(config: AttentionConfig) -> Capabilities:
     """Everything but packing, which altx unpacks; with a window, the last tokens cannot be dropped from the state.
 
-    What a memory adds to the softmax knows of no soft cap.
+    What a memory or a second sequence adds to the softmax knows of no soft cap.
     """
     return Capabilities(
         bidirectional=True,
         growth="window" if config.window else "linear",
         rollback="snapshot" if config.window else "crop",
         accepts_kv=config.softcap is None,
+        cross=config.softcap is None,
     )
 
 

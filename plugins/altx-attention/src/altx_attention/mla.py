@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from altx.context import Cross
 from altx.memory import Attended
 from altx.spec import BuildContext
 from altx_attention.cache import GrowingCache
@@ -103,7 +104,7 @@ class LatentAttention(CachedAttention):
         return count * (2 * self.rank - self.nope - self.value) <= self.rank * (self.nope + self.value)
 
     def project(
-        self, x: Tensor, position: Tensor, recall: Recall | None = None
+        self, x: Tensor, position: Tensor, recall: Recall | None = None, cross: Cross | None = None
     ) -> tuple[list[Tensor], dict[str, Tensor], Attended | None]:
         """Queries (B, T, H, N + P) and the latents (B, T, R + P), both rotated."""
         q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x))) if self.compresses_queries else self.q_proj(x)

@@ -27,9 +27,9 @@ def altx_memories() -> Iterable[MemorySpec]:
             config="altx_titans.config:TitansConfig",
             capabilities="altx_titans.config:capabilities",
             paper="Behrouz, Zhong, Mirrokni 2024, Titans: Learning to Memorize at Test Time, arXiv:2501.00663",
-            attach=("residual", "gate"),
+            attach=("residual", "gate", "context"),
             default_attach="residual",
-            attach_note="`--attach gate` is Memory as a Gate of the paper.",
+            attach_note="`--attach gate` is Memory as a Gate of the paper; see README of altx-titans for `context`.",
         ),
         MemorySpec(
             "ttt",
@@ -48,7 +48,7 @@ def altx_memories() -> Iterable[MemorySpec]:
                 "Sun et al. 2024, Learning to (Learn at Test Time): RNNs with Expressive Hidden States, "
                 "arXiv:2407.04620"
             ),
-            attach=("residual", "gate"),
+            attach=("residual", "gate", "context"),
             default_attach="residual",
         ),
     ]
