@@ -18,7 +18,7 @@ from altx.compose import compose
 from altx.context import Context, Cross
 from altx.errors import CompositionError, UnsupportedContext
 from altx.layer import FRESH
-from altx.memory import NOTHING, Attended, attended, split_heads
+from altx.memory import NOTHING, Attended, Read, attended, split_heads
 from altx.registry import Registry
 from altx.resolve import resolve
 from altx.segment_loop import SegmentLoop
@@ -173,6 +173,30 @@ def test_a_mixer_attends_across_to_what_was_read_for_its_chunk() -> None:
     assert difference(layer(x).y, torch.cat(ys, 1)) < 1e-12
     with pytest.raises(UnsupportedContext, match=r"ctx\.cross is taken"):
         layer(x, Context(cross=Cross(x)))
+
+
+@pytest.mark.parametrize("tokens", [False, True], ids=["a value", "tokens"])
+def test_a_mixer_attends_across_to_what_each_token_has_read(tokens: bool) -> None:
+    """Against the loop token by token: the last page and a title, or the last page alone."""
+
+    class Single(Pages):
+        capabilities = replace(Pages.capabilities, chunk=1)
+
+        def read(self, q: torch.Tensor, state: State, ctx: Context = FRESH) -> tuple[Read, State]:
+            last = state["pages"][:, -1:]
+            if not tokens:
+                return Read(value=last.expand(-1, q.shape[1], -1)), state
+            return Read(tokens=torch.cat([self.title.expand(len(q), 1, -1), last], 1)), state
+
+    mixer, memory, x = Across(16).double(), Single(16).double(), torch.randn(2, 6, 16, dtype=torch.float64)
+    state, ys = memory.init_state(2, dtype=torch.float64), []
+    for token in x.split(1, 1):
+        read, _ = memory.read(token, state)
+        ys.append(mixer(token, Context(cross=Cross(read.tokens if read.value is None else read.value))).y)
+        state, _ = memory.write(token, state)
+    layer = ContextAttach(mixer, memory)
+    assert difference(layer(x).y, torch.cat(ys, 1)) < 1e-12
+    assert layer(x[:, :0]).y.shape == (2, 0, 16)
 
 
 def test_a_memory_as_context(toy: Registry) -> None:

@@ -162,8 +162,8 @@ class KVAttach(_Attached):
 class ContextAttach(_Attached):
     """The mixer attends across to what is read: `ctx.cross` holds the tokens for a chunk, or each token's own value.
 
-    A memory with chunks gives tokens for each. One without gives a value for each token, which stands before that
-    token alone in the mixer's softmax, so that no token sees what a later one has asked. In Titans' Memory as a
+    A memory with chunks gives tokens for each. One without gives each token a value, or tokens, which stand before
+    that token alone in the mixer's softmax, so that no token sees what a later one has asked. In Titans' Memory as a
     Context (Behrouz et al. 2024, section 4.1) the tokens of a segment see each other's.
     """
 
@@ -177,8 +177,8 @@ class ContextAttach(_Attached):
         start = state or self.init_state(x.shape[0], device=x.device, dtype=x.dtype)
         mixer, held = start.child("mixer"), start.children["memory"]
         if self.memory.capabilities.chunk == 1:
-            scan, value = read_value(self.memory, x, ctx, start)
-            mixed = self.mixer(x, ctx.replace(cross=Cross(value[:, :, None])), mixer)
+            scan = self.memory.scan(x, held, ctx)
+            mixed = self.mixer(x, ctx.replace(cross=Cross(self._own(scan, x.shape[1]))), mixer)
             return self.output(mixed.y, mixed, scan, state)
         chunks: list[Chunk] = []
         ys: list[Tensor] = []
@@ -204,6 +204,15 @@ class ContextAttach(_Attached):
             return Output(torch.zeros_like(x), after)
         whole = {name: put_back(chunks, each, x) for name, each in exports.items()}
         return Output(put_back(chunks, ys, x), after, losses, metrics, whole)
+
+    def _own(self, scan: Scan, length: int) -> Tensor:
+        """(B, T, M, D), what each of T tokens has read."""
+        value, tokens = scan.read.value, scan.read.tokens
+        if tokens is not None:
+            return tokens.unflatten(1, (length, -1)) if length else tokens[:, None][:, :0]
+        if value is None:
+            raise TypeError(f"{type(self.memory).__name__} reads nothing that could be attached as context")
+        return value[:, :, None]
 
 
 class ControllerAttach(_Attached):

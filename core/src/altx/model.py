@@ -130,8 +130,8 @@ class Model(Component):
             value = getattr(ctx, name)
             if value is not None and (value.shape[:2] != rows or (name != "positions" and value.dtype != torch.bool)):
                 kind = "int64" if name == "positions" else "bool"
-                found = f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
-                raise UnsupportedContext(f"ctx.{name} must be {tuple(rows)} {kind}, as the inputs are; it is {found}")
+                wanted = f"{tuple(rows)} {kind}, as the inputs are"
+                raise UnsupportedContext(f"ctx.{name} must be {wanted}; it is {_form(value)}")
         # Packed batches are unpacked for any layer that takes a mask.
         for name, flag in (("mask", "masked"), ("reset", "reset"), ("cu_seqlens", "masked"), ("cross", "cross")):
             if getattr(ctx, name) is not None and not getattr(caps, flag):
@@ -143,8 +143,7 @@ class Model(Component):
                 wanted = f"({batch}, any number, {self.config.dim})"
                 raise UnsupportedContext(f"ctx.cross.tokens must be {wanted}; they are {tuple(shape)}")
             if mask is not None and (mask.shape != shape[:2] or mask.dtype != torch.bool):
-                found = f"{tuple(mask.shape)} {str(mask.dtype).removeprefix('torch.')}"
-                raise UnsupportedContext(f"ctx.cross.mask must be {tuple(shape[:2])} bool; it is {found}")
+                raise UnsupportedContext(f"ctx.cross.mask must be {tuple(shape[:2])} bool; it is {_form(mask)}")
         if (ctx.graph is None and caps.graph == "required") or (ctx.graph is not None and caps.graph == "ignored"):
             what = "needs a ctx.graph" if ctx.graph is None else "has no use for a ctx.graph"
             raise UnsupportedContext(f"{self._culprits('graph', caps.graph)} {what}")
@@ -173,6 +172,11 @@ class Model(Component):
             p for p, c in descendants(self) if getattr(c.capabilities, field) == value and not list(descendants(c))
         ]
         return ", ".join(paths) or "this model"
+
+
+def _form(value: Tensor) -> str:
+    """Shape and dtype, such as (2, 3) bool."""
+    return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
 
 
 def _pool(x: Tensor, mask: Tensor | None, how: str) -> Tensor:

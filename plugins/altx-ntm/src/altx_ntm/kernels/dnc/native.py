@@ -135,12 +135,7 @@ def _backward(
     return gradients
 
 
-def _fake_backward(*inputs: Any) -> list[Tensor]:
-    slots, readers, width = inputs[-3:]
-    return flat.gradients(inputs[8:18], inputs[7], slots, readers, width, False)
-
-
-BACKWARD = Primitive("altx_ntm::dnc_backward", _backward, _fake_backward)
+BACKWARD = Primitive("altx_ntm::dnc_backward", _backward, flat.fake_gradients)
 FORWARD = Primitive(
     "altx_ntm::dnc", _forward, _results, save=flat.save, backward=flat.differentiate(BACKWARD), keep="save"
 )
