@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from altx import checkpoint, registry
-from altx.capabilities import Capabilities
+from altx.capabilities import Capabilities, RouterCapabilities
 from altx.compose import compose
 from altx.errors import CompositionError
 from altx.generation import prefill
@@ -43,8 +43,19 @@ OTHERS = [
     for attach in component.spec.attach
 ]
 ROUTED = [{"mixer": m, "router": "topk", "feed_forward": "4*swiglu", "layers": 1} for m in MIXERS]
+
+
+def over(router: Component, mixer: str) -> dict[str, Any]:
+    """A mixer and a router over experts; or, if it can choose nothing else, over the depths of both."""
+    able = default_capabilities(router)
+    if not (isinstance(able, RouterCapabilities) and able.stepwise):
+        return {"mixer": mixer, "router": router.name, "feed_forward": "4*swiglu", "layers": 1}
+    stack = {"depths": 2, "sublayers": [{"mixer": mixer}, {"feed_forward": "swiglu"}]}
+    return {"blocks": [{"sublayers": [{"router": router.name, "targets": [stack]}]}]}
+
+
 ROUTERS = [
-    {"mixer": mixer, "router": component.name, "feed_forward": "4*swiglu", "layers": 1}
+    over(component, mixer)
     for component in registry.default().components("router")
     if component.name != "topk" and default_capabilities(component).decode != "forbid"
     for mixer in ("attention", "mamba", "gated-deltanet")
