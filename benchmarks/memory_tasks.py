@@ -1,7 +1,9 @@
 """What a memory lets a model learn: models with one, trained beside the same backbone without it.
 
     python benchmarks/memory_tasks.py [copy] [recall] [needle] [--models NAME ...] [--seeds 0 1 2] [--steps N]
-        [--json out.json]
+        [--json FILE]
+
+--json adds to what is in the file; results of the same task, model and seed take the place of those there.
 
 copy: 8-bit vectors are repeated after a delimiter, lengths 1 to 20; wrong bits of a sequence (Graves et al. 2014, 4.1).
 The setting is that of the paper and of pytorch-ntm: memory 128 x 20, one head that reads and one that writes, an LSTM
@@ -24,6 +26,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import re
 import time
 from importlib import metadata
 from pathlib import Path
@@ -91,21 +94,21 @@ def copy(name: str, seed: int, steps: int, every: int = 500) -> dict[str, Any]:
         optimizer.step()
         if step % every == 0 or step == steps:
             wrong = torch.cat([wrong_bits(model, *each) for each in held_out]).mean().item()
-            curve.append((step, wrong))
+            curve.append((step, round(wrong, 3)))
             print(
                 f"  {name} seed {seed} {step}: {wrong:.3f} wrong bits, {time.perf_counter() - start:.0f} s", flush=True
             )
     lengths = {}
     for length in (10, 20, 30, 40, 50, 80, 120):
         batch = copy_batch(50, length, torch.Generator().manual_seed(2000 + length))
-        lengths[length] = wrong_bits(model, *batch).mean().item()
+        lengths[str(length)] = round(wrong_bits(model, *batch).mean().item(), 3)
     return {
         "seed": seed,
         "parameters": sum(p.numel() for p in model.parameters()),
         "first below 0.1": next((s for s, wrong in curve if wrong < 0.1), None),
         "wrong bits": curve,
         "wrong bits at length": lengths,
-        "seconds": time.perf_counter() - start,
+        "seconds": round(time.perf_counter() - start),
     }
 
 
@@ -153,13 +156,13 @@ def recall(name: str, seed: int, steps: int, every: int = 100) -> dict[str, Any]
         if step % every == 0 or step == steps:
             with torch.no_grad():
                 right = (model(asked).y[:, -PAIRS:].argmax(-1) == due).float().mean().item()
-            curve.append((step, right))
+            curve.append((step, round(right, 3)))
             print(f"  {name} seed {seed} {step}: {right:.3f} right, {time.perf_counter() - start:.0f} s", flush=True)
     return {
         "seed": seed,
         "parameters": sum(p.numel() for p in model.parameters()),
         "right": curve,
-        "seconds": time.perf_counter() - start,
+        "seconds": round(time.perf_counter() - start),
     }
 
 
@@ -200,7 +203,8 @@ def needle(name: str, seed: int, steps: int, every: int = 100) -> dict[str, Any]
     def right(filler: int) -> float:
         asked, due = needle_batch(256, filler, torch.Generator().manual_seed(1000 + filler))
         with torch.no_grad():
-            return (model(asked).y[:, -NEEDLES:].argmax(-1) == due).float().mean().item()
+            found = (model(asked).y[:, -NEEDLES:].argmax(-1) == due).float().mean().item()
+        return round(found, 3)
 
     curve: list[tuple[int, float]] = []
     start = time.perf_counter()
@@ -222,8 +226,8 @@ def needle(name: str, seed: int, steps: int, every: int = 100) -> dict[str, Any]
         "seed": seed,
         "parameters": sum(p.numel() for p in model.parameters()),
         "right": curve,
-        "right with filler": {filler: right(filler) for filler in (0, 120, 240, 480, 960)},
-        "seconds": time.perf_counter() - start,
+        "right with filler": {str(filler): right(filler) for filler in (0, 120, 240, 480, 960)},
+        "seconds": round(time.perf_counter() - start),
     }
 
 
@@ -233,6 +237,17 @@ TASKS = {
     "needle": (needle, ("titans", "attention"), 1_500),
 }
 """By name: how to train, the models, and steps."""
+
+
+def keep(path: Path, task: str, name: str, result: dict[str, Any]) -> None:
+    """Put a result into the file, in the place of one of the same task, model and seed."""
+    where = {"torch": torch.__version__, "threads": 1, "machine": platform.machine()}
+    report = json.loads(path.read_text()) if path.exists() else {"where": where}
+    models = report.setdefault(task, {})
+    kept = {each["seed"]: each for each in models.get(name, [])} | {result["seed"]: result}
+    models[name] = [kept[seed] for seed in sorted(kept)]
+    text = json.dumps(report, indent=1)
+    path.write_text(re.sub(r"\[\s+(\d+),\s+([\d.e-]+)\s+\]", r"[\1, \2]", text) + "\n")
 
 
 def main() -> None:
@@ -249,18 +264,14 @@ def main() -> None:
     if unknown := set(args.models or ()) - known:
         parser.error(f"there is no model {unknown.pop()!r}; there are {', '.join(sorted(known))}")
     torch.set_num_threads(1)
-    where = {"torch": torch.__version__, "threads": 1, "machine": platform.machine()}
-    report: dict[str, Any] = {"where": where}
     for task in args.tasks or TASKS:
         train, models, steps = TASKS[task]
         print(task)
-        report[task] = {
-            name: [train(name, seed, args.steps or steps) for seed in args.seeds]
-            for name in models
-            if name in (args.models or models)
-        }
-        if args.json:
-            args.json.write_text(json.dumps(report, indent=1) + "\n")
+        for name in models:
+            for seed in args.seeds if name in (args.models or models) else ():
+                result = train(name, seed, args.steps or steps)
+                if args.json:
+                    keep(args.json, task, name, result)
 
 
 if __name__ == "__main__":
