@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 
 from altx import recipe
 from altx.compose import compose
-from altx.context import Context, Cross, Graph
-from altx.errors import AltxError, BrokenPlugin, CompositionError, ConfigError, UnsupportedContext
+from altx.context import Context
+from altx.errors import AltxError, BrokenPlugin, CompositionError, ConfigError
 from altx.measure import costs, num_parameters, solve_width
 from altx.optim import optimizer_groups
 from altx.registry import Registry
@@ -238,54 +236,6 @@ def test_a_seed_fixes_the_weights_and_leaves_the_global_generator(toy: Registry)
     one, two = (compose({"mixer": "average", "dim": 16}, seed=1, plugins=toy) for _ in range(2))
     assert torch.equal(before, torch.get_rng_state())
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
-
-
-def test_a_context_that_a_part_cannot_honour_is_refused(toy: Registry) -> None:
-    model = compose({"mixer": "block", "dim": 16, "causal": False, **VECTORS}, plugins=toy)
-    with pytest.raises(UnsupportedContext, match=r"body.*cannot honour ctx\.mask"):
-        model(torch.randn(2, 4, 3), Context(mask=torch.ones(2, 4, dtype=torch.bool)))
-
-
-REAL = torch.ones(2, 6, dtype=torch.bool)
-WRONG_CALLS = [
-    (Context(mask=REAL[:, :5]), r"ctx\.mask must be \(2, 6\) bool, as the inputs are; it is \(2, 5\) bool"),
-    (Context(mask=REAL.long()), r"it is \(2, 6\) int64"),
-    (Context(reset=REAL[:1]), r"ctx\.reset must be"),
-    (Context(positions=torch.zeros(6)), r"ctx\.positions must be"),
-    (Context(cross=Cross(torch.zeros(2, 3, 16))), r"cannot honour ctx\.cross"),
-    (Context(graph=Graph(torch.zeros(2, 0, dtype=torch.int64))), r"has no use for a ctx\.graph"),
-    (Context(cu_seqlens=torch.tensor([0, 6])), "a packed batch has one row, not 2"),
-]
-
-
-@pytest.mark.parametrize(("ctx", "message"), WRONG_CALLS, ids=[message[:24] for _, message in WRONG_CALLS])
-def test_a_wrong_call_is_named(toy: Registry, ctx: Context, message: str) -> None:
-    model = compose({"mixer": "average", "dim": 16}, plugins=toy)
-    with pytest.raises(UnsupportedContext, match=message):
-        model(torch.zeros(2, 6, dtype=torch.int64), ctx)
-
-
-@pytest.mark.parametrize("bounds", [[0, 4], [1, 6], [0, 5, 3, 6], []])
-def test_bounds_of_packed_sequences_must_cover_the_tokens(toy: Registry, bounds: list[int]) -> None:
-    model = compose({"mixer": "average", "dim": 16}, plugins=toy)
-    with pytest.raises(UnsupportedContext, match="must rise from 0 to the 6 tokens"):
-        model(torch.zeros(1, 6, dtype=torch.int64), Context(cu_seqlens=torch.tensor(bounds, dtype=torch.int64)))
-
-
-def test_the_longest_of_packed_sequences_counts_against_the_longest_that_is_accepted(toy: Registry) -> None:
-    model = compose({"mixer": "average", "dim": 16}, plugins=toy)
-    model.capabilities = replace(model.capabilities, max_len=4)
-    text = torch.zeros(1, 6, dtype=torch.int64)
-    assert model(text, Context(cu_seqlens=torch.tensor([0, 4, 6]))).y.shape[1] == 6
-    for ctx, longest in ((Context(cu_seqlens=torch.tensor([0, 5, 6])), 5), (Context(), 6)):
-        with pytest.raises(UnsupportedContext, match=f"{longest} tokens are more than the 4 that"):
-            model(text, ctx)
-
-
-def test_a_state_of_another_batch_is_refused(toy: Registry) -> None:
-    model = compose({"mixer": "average", "dim": 16}, plugins=toy)
-    with pytest.raises(UnsupportedContext, match="the state is of 3 sequences, the inputs are of 2"):
-        model(torch.zeros(2, 6, dtype=torch.int64), state=model.init_state(3))
 
 
 @pytest.mark.parametrize("pool", ["mean", "last"])

@@ -33,7 +33,7 @@ class Capabilities:
             time included; "chunk": only at multiples of `split_multiple`; "none": no state at all.
         split_multiple: with "chunk", where cuts are legal.
         partial: what may happen between two legal cuts: "any" length, "single" tokens, or "none".
-        growth: how the state grows with the tokens seen.
+        growth: how the state grows with the tokens seen: at most so, where a router keeps tokens from it.
         rollback: "crop": the last tokens can be dropped exactly; "snapshot": keep an earlier state
             instead (states are immutable, so keeping one costs nothing); "none": there is no state.
         masked: honours `ctx.mask`: masked tokens change no other output and no state.
@@ -51,6 +51,7 @@ class Capabilities:
         includes: which of "norm" and "residual" it already contains, so that a block adds neither.
         accepts_kv: a memory may add keys and values to its softmax: the layer asks `ctx.recall`, and `hands` says what
             it hands over.
+        shares_kv: applied again, it can look up the keys and values of the first time, as `ctx.shared_kv` says.
         losses: names of the auxiliary losses it returns, with the weight that training should give each.
         compiles: `torch.compile(fullgraph=True)` can take it.
     """
@@ -75,6 +76,7 @@ class Capabilities:
     shares: frozenset[str] = frozenset()
     includes: frozenset[str] = frozenset()
     accepts_kv: bool = False
+    shares_kv: bool = False
     losses: Mapping[str, float] = field(default_factory=dict)
     compiles: bool = True
 
@@ -198,6 +200,8 @@ def meet(parts: Iterable[Capabilities]) -> Capabilities:
         requires=frozenset().union(*(part.requires for part in parts)) - provides,
         provides=provides,
         shares=frozenset().union(*(part.shares for part in parts)),
+        # What streams and carries nothing looks at no other token, so it has nothing to share.
+        shares_kv=all(part.shares_kv or (part.streaming == "token" and part.growth == "none") for part in parts),
         compiles=all(part.compiles for part in parts),
     )
 
@@ -221,8 +225,9 @@ def routed(router: Capabilities, targets: Iterable[Capabilities]) -> Capabilitie
     targets = list(targets)
     parts = meet([router, *targets])
     stateful = any(target.growth != "none" for target in targets)
-    # A target's state counts only the tokens routed to it, so dropping the last n tokens is not exact.
-    return replace(parts, rollback="snapshot") if stateful else parts
+    # A target's state counts only the tokens routed to it, so dropping the last n tokens is not exact; and they differ
+    # from one application to the next.
+    return replace(parts, rollback="snapshot", shares_kv=False) if stateful else parts
 
 
 def recursed(router: Capabilities, body: Capabilities) -> Capabilities:

@@ -131,7 +131,7 @@ def _routed(branch: Branch, ctx: BuildContext) -> Layer:
     router = build_part(branch.part, many, Router)
     if branch.depths:
         stack = [Residual(build_branch(each, ctx), ctx.dim, each.norm, branch.norm_eps) for each in branch.targets]
-        return Recursion(router, Stack(stack), n)
+        return Recursion(router, Stack(stack), n, branch.kv_sharing)
     if branch.grouped:
         return Routed(router, build_part(branch.targets[0].part, many, TargetBank, role="grouped"))
     kinds = {target.part.component.spec.kind for target in branch.targets}

@@ -102,6 +102,7 @@ class Target(Body):
     repeat: int = Field(1, ge=1, le=65536, description="how many such targets")
     sublayers: list[Sublayer] | None = Field(None, min_length=1, description="a stack, applied up to `depths` times")
     depths: int | None = Field(None, ge=1, le=1024, description="targets: the stack applied once, twice, ... so often")
+    kv_sharing: bool = Field(False, description="depths: all look up the keys and values of the first, which alone are kept")
 
     @model_validator(mode="after")
     def _one_stack(self) -> Self:
@@ -109,6 +110,8 @@ class Target(Body):
             raise ValueError("depths need sublayers, which are applied so often, and sublayers need depths")
         if self.depths and self.repeat > 1:
             raise ValueError("depths share their weights, so they are not repeated; give more depths")
+        if self.kv_sharing and not self.depths:
+            raise ValueError("kv_sharing is for the depths of a stack of sublayers, and this target has none")
         return self
 
 

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from altx.errors import UnsupportedContext, shown
+
 if TYPE_CHECKING:
+    from altx.layer import Layer
     from altx.memory import Attended
 
 
@@ -40,6 +43,19 @@ class Cross:
 
 
 @dataclass(frozen=True)
+class SharedKV:
+    """Keys and values of a stack's first application, which its later ones look up instead of making their own.
+
+    Args:
+        kept: what each layer that `shares_kv` has kept: it puts it there itself, and later reads it.
+        own: (B, T) int64, which of its row's real tokens of the first application each token is; None in that one.
+    """
+
+    kept: dict[Layer, Any]
+    own: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Context:
     """What a layer is told beside its input x (B, T, D). Every field but `causal` may be None or empty.
 
@@ -60,6 +76,7 @@ class Context:
         recall: what a layer that `accepts_kv` asks, once per call, for more keys and values: `recall(q, k, v, ctx)`
             with its queries (B, T, H, Dk), already scaled and with no position in them, keys (B, T, G, Dk) and values
             (B, T, G, Dv), and the context of the tokens in their order, gives an `altx.memory.Attended` to join.
+        shared_kv: for a layer that `shares_kv` and is applied several times; no state is given but in the first.
         donate_state: the caller gives up the state that it passes in, and has reserved room in it for
             these tokens: its storage may be reused. Only a generation loop can know this.
     """
@@ -75,6 +92,7 @@ class Context:
     shared: Mapping[str, Tensor] = field(default_factory=dict)
     generator: torch.Generator | None = None
     recall: Callable[[Tensor, Tensor, Tensor, Context], Attended] | None = None
+    shared_kv: SharedKV | None = None
     donate_state: bool = False
 
     def replace(self, **changes: Any) -> Context:
@@ -98,6 +116,36 @@ class Context:
     def and_mask(self, mask: Tensor) -> Context:
         """A context in which only tokens of both masks are real. mask: (B, T) bool."""
         return replace(self, mask=mask if self.mask is None else self.mask & mask)
+
+    def sequences(self, x: Tensor) -> int:
+        """Number of sequences in x (B, T, ...): its rows, or what `cu_seqlens` cuts its one row into.
+
+        A model asks once per call, for all its layers. A compiled graph and an accelerator only assert what the bounds
+        are, when they get there: nobody waits for values.
+
+        Raises:
+            UnsupportedContext: if `cu_seqlens` does not cut x into sequences.
+        """
+        cu = self.cu_seqlens
+        if cu is None:
+            return x.shape[0]
+        if cu.dim() != 1 or cu.dtype != torch.int64 or not len(cu):
+            raise UnsupportedContext(
+                f"ctx.cu_seqlens must be (N+1,) int64; it is {tuple(cu.shape)} {cu.dtype}",
+                hint="pass the bounds of N sequences that lie end to end, such as torch.tensor([0, 5, 12])",
+            )
+        if x.shape[0] != 1:
+            raise UnsupportedContext(
+                f"a packed batch has one row, not {x.shape[0]}",
+                hint="lay the sequences end to end, or pass no cu_seqlens",
+            )
+        right = (cu[0] == 0) & (cu[-1] == x.shape[1]) & (cu.diff() >= 0).all()
+        wanted = f"ctx.cu_seqlens must rise from 0 to the {x.shape[1]} tokens there are"
+        if cu.device.type != "cpu" or torch.compiler.is_compiling():
+            torch._assert_async(right, wanted)
+        elif not right:
+            raise UnsupportedContext(f"{wanted}; it is {shown(cu.tolist())}")
+        return len(cu) - 1
 
     def lengths(self, x: Tensor) -> Tensor:
         """Number of real tokens in each row of x (B, T, ...): (B,) int64."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -104,11 +104,13 @@ class Rows:
         def move(value: Tensor | None) -> Tensor | None:
             return None if value is None else self.lay(value.flatten(0, 1))
 
+        kv = ctx.shared_kv
         return ctx.replace(
             mask=self.mask,
             positions=move(ctx.positions),
             reset=move(ctx.reset),
             shared={name: self.lay(value.flatten(0, 1)) for name, value in ctx.shared.items()},
+            shared_kv=None if kv is None else replace(kv, own=move(kv.own)),
         )
 
 

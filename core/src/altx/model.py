@@ -100,7 +100,12 @@ class Model(Component):
         ctx = ctx.replace(causal=self.config.causal)
         if "token_ids" in self.capabilities.requires:
             ctx = ctx.replace(shared={**ctx.shared, "token_ids": inputs})
-        out = self.body(self.input(inputs), ctx, state)
+        try:
+            x = self.input(inputs)
+        except IndexError as error:
+            found, tokens = f"{int(inputs.min())} to {int(inputs.max())}", len(self.tied_weight)
+            raise UnsupportedContext(f"tokens are 0 to {tokens - 1}; the inputs hold {found}") from error
+        out = self.body(x, ctx, state)
         x = self.norm(out.y)
         if isinstance(self.config.head, ClassifierHead):
             x = _pool(x, ctx.mask, self.config.head.pool)
@@ -125,22 +130,25 @@ class Model(Component):
 
     def _refuse(self, inputs: Tensor, ctx: Context, state: State | None) -> None:
         """Say what is wrong with a call, or which part cannot honour it, rather than ignore it."""
-        caps, rows = self.capabilities, inputs.shape[:2]
+        caps, rows, given = self.capabilities, inputs.shape[:2], self.config.input
+        size = () if isinstance(given, TokensInput) else (given.size,)
+        if len(rows) < 2 or inputs.shape[2:] != size or inputs.is_floating_point() != bool(size):
+            wanted = f"(B, T, {size[0]}) vectors" if size else "(B, T) int64 tokens"
+            raise UnsupportedContext(f"the inputs must be {wanted}; they are {_form(inputs)}")
+        count = ctx.sequences(inputs)
         for name in ("mask", "reset", "positions"):
-            value = getattr(ctx, name)
-            if value is not None and (value.shape[:2] != rows or (name != "positions" and value.dtype != torch.bool)):
-                kind = "int64" if name == "positions" else "bool"
-                wanted = f"{tuple(rows)} {kind}, as the inputs are"
+            value, dtype = getattr(ctx, name), torch.int64 if name == "positions" else torch.bool
+            if value is not None and (value.shape != rows or value.dtype != dtype):
+                wanted = f"{_form(value.new_empty(rows, dtype=dtype))}, as the inputs are"
                 raise UnsupportedContext(f"ctx.{name} must be {wanted}; it is {_form(value)}")
         # Packed batches are unpacked for any layer that takes a mask.
         for name, flag in (("mask", "masked"), ("reset", "reset"), ("cu_seqlens", "masked"), ("cross", "cross")):
             if getattr(ctx, name) is not None and not getattr(caps, flag):
                 raise UnsupportedContext(f"{self._culprits(flag, False)} cannot honour ctx.{name}")
         if ctx.cross is not None:
-            batch = rows[0] if ctx.cu_seqlens is None else len(ctx.cu_seqlens) - 1
             shape, mask = ctx.cross.tokens.shape, ctx.cross.mask
-            if shape != (batch, *shape[1:2], self.config.dim):
-                wanted = f"({batch}, any number, {self.config.dim})"
+            if shape != (count, *shape[1:2], self.config.dim):
+                wanted = f"({count}, any number, {self.config.dim})"
                 raise UnsupportedContext(f"ctx.cross.tokens must be {wanted}; they are {tuple(shape)}")
             if mask is not None and (mask.shape != shape[:2] or mask.dtype != torch.bool):
                 raise UnsupportedContext(f"ctx.cross.mask must be {tuple(shape[:2])} bool; it is {_form(mask)}")
@@ -156,13 +164,10 @@ class Model(Component):
             if total > caps.max_len:
                 who = self._culprits("max_len", caps.max_len)
                 raise UnsupportedContext(f"{total} tokens are more than the {caps.max_len} that {who} accepts")
-        if ctx.cu_seqlens is not None and (rows[0] != 1 or isinstance(self.config.head, ClassifierHead)):
+        if ctx.cu_seqlens is not None and isinstance(self.config.head, ClassifierHead):
             raise UnsupportedContext(
-                f"a packed batch has one row, not {rows[0]}"
-                if rows[0] != 1
-                else "a classifier head pools whole rows; give it a padded batch with a mask, not a packed one"
+                "a classifier head pools whole rows; give it a padded batch with a mask, not a packed one"
             )
-        count = rows[0] if ctx.cu_seqlens is None else len(ctx.cu_seqlens) - 1
         if state is not None and state.tokens is not None and len(state.tokens) != count:
             raise UnsupportedContext(f"the state is of {len(state.tokens)} sequences, the inputs are of {count}")
 

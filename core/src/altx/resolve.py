@@ -47,6 +47,7 @@ class Branch:
         capabilities: of the whole.
         depths: how often a router may have the stack applied; 0 where it chooses among targets.
         norm_eps: of the norms in the stack.
+        kv_sharing: later depths look up the keys and values of the first.
     """
 
     part: Part
@@ -60,6 +61,7 @@ class Branch:
     capabilities: Capabilities
     depths: int = 0
     norm_eps: float = 0.0
+    kv_sharing: bool = False
 
 
 @dataclass(frozen=True)
@@ -291,10 +293,17 @@ class _Resolver:
                 raise CompositionError(
                     f"{branch.part.path}: {branch.part} takes no mask, so no tokens can be kept from it by a router"
                 )
+            if body.targets[0].kv_sharing and not meet([branch.capabilities]).shares_kv:
+                raise CompositionError(
+                    f"{branch.part.path}: {branch.part} has no keys and values of a token that a later depth could look "
+                    "up instead of its own",
+                    hint="stack attention and what looks at each token alone (feed-forwards), or leave out kv_sharing",
+                )
         able = [branch.capabilities for branch in targets]
         whole = recursed(capabilities, meet(able)) if depths else routed(capabilities, able)
         return Branch(
-            router, None, "", tuple(targets), grouped, (), False, norm, whole, depths, self.config.norm_eps
+            router, None, "", tuple(targets), grouped, (), False, norm, whole, depths, self.config.norm_eps,
+            body.targets[0].kv_sharing,
         )  # fmt: skip
 
     def directed(self, branch: Branch) -> Branch:
@@ -354,7 +363,7 @@ def _plain(branch: Branch) -> dict[str, Any]:
         data |= {"memory": _settings(branch.memory), "attach": branch.attach}
     if branch.depths:
         stack = [_plain(each) | {"norm": each.norm} for each in branch.targets]
-        data["targets"] = [{"depths": branch.depths, "sublayers": stack}]
+        data["targets"] = [{"depths": branch.depths, "sublayers": stack, "kv_sharing": branch.kv_sharing}]
     elif branch.targets:
         data["targets"] = []
         for target in map(_plain, branch.targets):
