@@ -4,72 +4,89 @@
  * forward pass kept.
  */
 
+/* Room for the adjoint of a token: (R, P), then (P). */
+typedef struct {
+    real *back, *ahead, *forward, *backward, *found, *work, *shrink, *links;
+} Room;
+
+/* L's gradient from f = L w and b = L^T w: dL += df w^T + w db^T, of all heads. */
+static void unfollow(
+    real *restrict dL, const real *restrict df, const real *restrict db, const real *restrict w, const Problem *q
+) {
+    const int64_t N = q->N, P = q->P;
+    int64_t n = 0;
+    for (; n + 4 <= N; n += 4) {
+        real *G = dL + n * P;
+        for (int64_t r = 0; r < q->R; r++) {
+            const real *f = df + r * P + n, *from = w + r * P, *at = from + n, *b = db + r * P;
+            const vec f0 = vset(f[0]), f1 = vset(f[1]), f2 = vset(f[2]), f3 = vset(f[3]);
+            const vec w0 = vset(at[0]), w1 = vset(at[1]), w2 = vset(at[2]), w3 = vset(at[3]);
+            for (int64_t i = 0; i < P; i += LANES) {
+                const vec x = vload(from + i), y = vload(b + i);
+                vstore(G + i, vload(G + i) + f0 * x + w0 * y);
+                vstore(G + P + i, vload(G + P + i) + f1 * x + w1 * y);
+                vstore(G + 2 * P + i, vload(G + 2 * P + i) + f2 * x + w2 * y);
+                vstore(G + 3 * P + i, vload(G + 3 * P + i) + f3 * x + w3 * y);
+            }
+        }
+    }
+    for (; n < N; n++)
+        for (int64_t r = 0; r < q->R; r++) {
+            axpy(dL + n * P, df[r * P + n], w + r * P, P);
+            axpy(dL + n * P, w[r * P + n], db + r * P, P);
+        }
+}
+
 /* Gradients through the reads of a token: d is that of the state after it, and becomes that of the state after its
  * write. `s` is that state, with the read addresses before in `before` and those after in `after`. */
 static void unread(
     const Slots *d, const real *d_vectors, const Slots *s, const real *before, const real *after, const Given *g,
-    const Gradients *out, const Tape *tape, const Room *room, real *key, const Problem *q
+    const Gradients *out, const Tape *tape, const Room *room, const Problem *q
 ) {
-    const int64_t N = q->N, P = q->P, Q = q->Q, W = q->W;
-    norms(tape->inverse, s->memory, q);
+    const int64_t P = q->P, W = q->W;
     for (int64_t r = 0; r < q->R; r++) {
-        const real *modes = g->modes + 3 * r, *old = before + r * P;
+        const real *modes = g->modes + 3 * r, *found = tape->found + r * P;
         real *dw = d->reading + r * P;
         if (d_vectors) {
-            pad(key, d_vectors + r * W, W, Q);
-            times(room->a, s->memory, key, N, P, Q);
-            for (int64_t n = 0; n < P; n++) dw[n] += room->a[n];
-            for (int64_t n = 0; n < N; n++) axpy(d->memory + n * Q, after[r * P + n], key, Q);
+            const real *v = d_vectors + r * W;
+            mixed(dw, s->memory, v, W, P);
+            for (int64_t w = 0; w < W; w++) axpy(d->memory + w * P, v[w], after + r * P, P);
         }
-        follow(tape, s, old, q);
-        pad(key, g->read_key + r * W, W, Q);
-        const real strength = g->read_strength[r];
-        const real scale = content(tape->similar, tape->cosine, tape->inverse, s->memory, key, strength, q);
-        out->modes[3 * r] = dot(dw, tape->backward, P);
-        out->modes[3 * r + 1] = dot(dw, tape->similar, P);
-        out->modes[3 * r + 2] = dot(dw, tape->forward, P);
-        for (int64_t n = 0; n < P; n++) {
-            room->a[n] = modes[0] * dw[n]; /* of b_t */
-            room->b[n] = modes[1] * dw[n]; /* of the content */
-            room->c[n] = modes[2] * dw[n]; /* of f_t */
+        out->modes[3 * r] = dot(dw, tape->backward + r * P, P);
+        out->modes[3 * r + 1] = dot(dw, found, P);
+        out->modes[3 * r + 2] = dot(dw, tape->forward + r * P, P);
+        for (int64_t n = 0; n < P; n += LANES) {
+            const vec grad = vload(dw + n);
+            vstore(room->back + r * P + n, modes[0] * grad);
+            vstore(room->found + n, modes[1] * grad);
+            vstore(room->ahead + r * P + n, modes[2] * grad);
         }
         uncontent(
-            out->read_key + r * W, out->read_strength + r, d->memory, room->d, room->e, room->b, tape->similar,
-            tape->cosine, tape->inverse, s->memory, key, strength, scale, q
+            out->read_key + r * W, out->read_strength + r, d->memory, room->work, room->shrink, room->found, found,
+            tape->read_cosine + r * P, tape->read_inverse, s->memory, g->read_key + r * W, g->read_strength[r], q
         );
-        /* f = L w, b = L^T w. */
-        times(dw, s->link, room->a, N, P, P);
-        mixed(dw, s->link, room->c, N, P);
-        for (int64_t i = 0; i < N; i++) {
-            real *G = d->link + i * P;
-            const real forward = room->c[i], backward = old[i];
-            for (int64_t j = 0; j < P; j += LANES)
-                vstore(G + j, vload(G + j) + forward * vload(old + j) + backward * vload(room->a + j));
-        }
     }
+    follow(room->forward, room->backward, s->link, room->back, room->ahead, q);
+    for (int64_t n = 0; n < q->R * P; n += LANES)
+        vstore(d->reading + n, vload(room->forward + n) + vload(room->backward + n));
+    unfollow(d->link, room->ahead, room->back, before, q);
 }
 
 /* Gradients through the write of a token: d of the state after it becomes that of the state before, `s`. */
 static void unwrite(
     const Slots *d, const Slots *s, const Slots *after, const Given *g, const Gradients *out, const Tape *tape,
-    const Room *room, real *key, const Problem *q
+    const Room *room, const Problem *q
 ) {
-    const int64_t N = q->N, P = q->P, Q = q->Q, W = q->W;
+    const int64_t N = q->N, P = q->P;
     const real *where = after->writing;
-    real *dw = d->writing, *dp = room->a;
+    real *dw = d->writing, *dp = room->work;
 
     /* p_t */
-    const real lost = dot(d->precedence, s->precedence, P);
-    vec sum = vset(0);
-    for (int64_t n = 0; n < P; n += LANES) sum += vload(where + n);
-    const real kept = 1 - vsum(sum);
-    for (int64_t n = 0; n < N; n++) {
-        dw[n] += d->precedence[n] - lost;
-        dp[n] = kept * d->precedence[n];
-    }
-    clear(dp + N, P - N);
+    const real lost = dot(d->precedence, s->precedence, P), kept = 1 - total(where, P);
+    for (int64_t n = 0; n < N; n++) dw[n] += d->precedence[n] - lost;
+    for (int64_t n = 0; n < P; n++) dp[n] = kept * d->precedence[n];
     /* L_t */
-    real *columns = room->b;
+    real *columns = room->links;
     clear(columns, P);
     for (int64_t i = 0; i < N; i++) {
         real *G = d->link + i * P;
@@ -77,7 +94,7 @@ static void unwrite(
         G[i] = 0;
         vec row = vset(0);
         for (int64_t j = 0; j < P; j += LANES) {
-            const vec grad = vload(G + j), old = vload(L + j), through = grad * old;
+            const vec grad = vload(G + j), through = grad * vload(L + j);
             row += grad * vload(s->precedence + j) - through;
             vstore(columns + j, vload(columns + j) + through);
             vstore(dp + j, vload(dp + j) + grad * a);
@@ -88,32 +105,29 @@ static void unwrite(
     for (int64_t n = 0; n < N; n++) dw[n] -= columns[n];
     copy(d->precedence, dp, P);
     /* M_t */
-    clear(out->erase, W);
-    clear(out->add, W);
-    for (int64_t n = 0; n < N; n++) {
-        real *restrict G = d->memory + n * Q;
-        const real *restrict M = s->memory + n * Q, a = where[n];
-        real *restrict d_erase = out->erase, *restrict d_add = out->add;
-        real moved = 0;
-        for (int64_t w = 0; w < W; w++) {
-            moved += G[w] * (g->add[w] - M[w] * g->erase[w]);
-            d_erase[w] -= G[w] * M[w] * a;
-            d_add[w] += G[w] * a;
-            G[w] *= 1 - a * g->erase[w];
+    for (int64_t w = 0; w < q->W; w++) {
+        real *G = d->memory + w * P;
+        const real *M = s->memory + w * P, erase = g->erase[w], add = g->add[w];
+        vec erased = vset(0), added = vset(0);
+        for (int64_t n = 0; n < P; n += LANES) {
+            const vec grad = vload(G + n), m = vload(M + n), a = vload(where + n);
+            vstore(dw + n, vload(dw + n) + grad * (add - m * erase));
+            erased += grad * m * a;
+            added += grad * a;
+            vstore(G + n, grad * (1 - a * erase));
         }
-        dw[n] += moved;
+        out->erase[w] = -vsum(erased);
+        out->add[w] = vsum(added);
     }
     /* w_t^w */
     const real gate = *g->gate, allocate = *g->allocate;
     const real allocated = dot(dw, tape->allocation, P), similar = dot(dw, tape->similar, P);
     *out->gate = allocate * allocated + (1 - allocate) * similar;
     *out->allocate = gate * (allocated - similar);
-    for (int64_t n = 0; n < P; n++) room->c[n] = gate * (1 - allocate) * dw[n];
-    pad(key, g->key, W, Q);
-    const real scale = 1 / (real)ROOT(dot(key, key, Q) + EPS);
+    for (int64_t n = 0; n < P; n += LANES) vstore(room->found + n, gate * (1 - allocate) * vload(dw + n));
     uncontent(
-        out->key, out->strength, d->memory, room->d, room->e, room->c, tape->similar, tape->cosine, tape->inverse,
-        s->memory, key, *g->strength, scale, q
+        out->key, out->strength, d->memory, room->work, room->shrink, room->found, tape->similar, tape->cosine,
+        tape->inverse, s->memory, g->key, *g->strength, q
     );
     /* a_t, from the most used slot to the least: `later` is the gradient of the product up to and with this one. */
     real later = 0;
@@ -125,20 +139,21 @@ static void unwrite(
     }
     /* u_t */
     for (int64_t r = 0; r < q->R; r++) {
-        real freed = 0;
-        for (int64_t n = 0; n < N; n++) {
-            real others = d->usage[n] * (s->usage[n] + s->writing[n] - s->usage[n] * s->writing[n]);
+        vec freed = vset(0);
+        for (int64_t n = 0; n < P; n += LANES) {
+            const vec u = vload(s->usage + n), w = vload(s->writing + n), reading = vload(s->reading + r * P + n);
+            vec others = vload(d->usage + n) * (u + w - u * w);
             for (int64_t k = 0; k < q->R; k++)
-                if (k != r) others *= 1 - g->release[k] * s->reading[k * P + n];
-            freed -= others * s->reading[r * P + n];
-            d->reading[r * P + n] -= others * g->release[r];
+                if (k != r) others *= 1 - g->release[k] * vload(s->reading + k * P + n);
+            freed += others * reading;
+            vstore(d->reading + r * P + n, vload(d->reading + r * P + n) - others * g->release[r]);
         }
-        out->release[r] = freed;
+        out->release[r] = -vsum(freed);
     }
-    for (int64_t n = 0; n < N; n++) {
-        const real du = d->usage[n] * tape->retention[n];
-        d->usage[n] = du * (1 - s->writing[n]);
-        dw[n] = du * (1 - s->usage[n]);
+    for (int64_t n = 0; n < P; n += LANES) {
+        const vec du = vload(d->usage + n) * vload(tape->retention + n);
+        vstore(d->usage + n, du * (1 - vload(s->writing + n)));
+        vstore(dw + n, du * (1 - vload(s->usage + n)));
     }
 }
 
@@ -160,7 +175,7 @@ EXPORT void FN(dnc_backward)(
         d_read_key, d_read_strength, d_modes, d_key, d_strength, d_erase, d_add, d_release, d_allocate, d_gate,
     };
     const Slots last = PACK(, d_last_), fresh = PACK(, fresh_), d_first = PACK(, d_), d_fresh = PACK(, d_fresh_);
-    const int64_t chunks = (T + chunk - 1) / chunk, P = all.P, Q = all.Q;
+    const int64_t chunks = (T + chunk - 1) / chunk, P = all.P;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         unsigned denormals = flush_denormals();
@@ -170,44 +185,48 @@ EXPORT void FN(dnc_backward)(
             real *own = scratch + omp_get_thread_num() * scratch_size;
             clear(own, scratch_size);
             real *grad = take(&own, size), *empty = take(&own, size), *d_empty = take(&own, size);
-            real *states = take(&own, (chunk + 1) * size), *last_state = take(&own, size);
-            Tape tape = tape_in(&own, P), seen = tape_in(&own, P);
-            const int64_t most = P > Q ? P : Q;
-            Room room = {take(&own, most), take(&own, most), take(&own, most), take(&own, most), take(&own, most)};
-            real *key_room = take(&own, Q), *vectors = own;
+            real *states = take(&own, (chunk + 1) * size);
+            real *tapes = take(&own, chunk * tape_size(q));
+            ordered(tape_at(tapes, q).order, N);
+            Room room = {
+                take(&own, R * P), take(&own, R * P), take(&own, R * P), take(&own, R * P),
+                take(&own, P), take(&own, P), take(&own, P), take(&own, P),
+            };
+            real *vectors = own;
             load(grad, &last, b, q);
             if (reset) load(empty, &fresh, b, q);
-            Slots d = slots_at(grad, q);
+            const Slots d = slots_at(grad, q);
             for (int64_t start = (T - 1) / chunk * chunk; T && start >= 0; start -= chunk) {
                 const int64_t stop = start + chunk < T ? start + chunk : T;
-                /* The state before each real token, one after the other. */
+                /* The states before and after the real tokens, one after the other, but before a reset `empty`. */
                 int64_t count = 0;
+                const int32_t *last_order = NULL;
                 copy(states, checkpoints + (b * chunks + start / chunk) * size, size);
                 for (int64_t t = start; t < stop; t++) {
                     const int64_t i = b * T + t;
                     if (mask && !mask[i]) continue;
-                    real *before = states + count++ * size;
-                    if (reset && reset[i]) copy(before, empty, size);
                     const Given g = given_at(&given, i, q);
-                    step(before + size, before, vectors, &g, &tape, &seen, key_room, q);
+                    real *before = states + count * size;
+                    const Tape tape = tape_at(tapes + count * tape_size(q), q);
+                    if (count++) memcpy(tape.order, last_order, (size_t)N * sizeof(int32_t));
+                    last_order = tape.order;
+                    step(before + size, reset && reset[i] ? empty : before, vectors, &g, &tape, q);
                 }
                 for (int64_t t = stop - 1; t >= start; t--) {
                     const int64_t i = b * T + t;
                     if (mask && !mask[i]) continue;
-                    real *from = states + --count * size;
+                    const int64_t again = reset && reset[i];
+                    const Tape tape = tape_at(tapes + --count * tape_size(q), q);
                     const Given g = given_at(&given, i, q);
                     const Gradients out = gradients_at(&gradients, i, q);
-                    const Slots before = slots_at(from, q), after = slots_at(last_state, q);
-                    /* Once more, for what the tapes hold; a reset may have taken the place of what came after. */
-                    step(last_state, from, vectors, &g, &tape, &seen, key_room, q);
+                    const Slots before = slots_at(again ? empty : states + count * size, q);
+                    const Slots after = slots_at(states + (count + 1) * size, q);
                     if (q->reads) {
                         const real *d_vectors = d_read ? d_read + i * R * W : NULL;
-                        unread(
-                            &d, d_vectors, &after, before.reading, after.reading, &g, &out, &seen, &room, key_room, q
-                        );
+                        unread(&d, d_vectors, &after, before.reading, after.reading, &g, &out, &tape, &room, q);
                     }
-                    if (q->writes) unwrite(&d, &before, &after, &g, &out, &tape, &room, key_room, q);
-                    if (reset && reset[i]) add_to(d_empty, grad, size);
+                    if (q->writes) unwrite(&d, &before, &after, &g, &out, &tape, &room, q);
+                    if (again) add_to(d_empty, grad, size);
                 }
             }
             store(&d_first, grad, b, q);

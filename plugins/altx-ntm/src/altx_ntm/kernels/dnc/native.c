@@ -1,7 +1,7 @@
 /* The DNC's time loop and its adjoint. Rows of the batch are independent, so threads share them.
  *
- * Rows lie padded with zeros, so that loops run over whole vectors: the memory as (N, Q), Q = W rounded up to PAD, all
- * that has a number per slot with P = N rounded up to PAD. Equations are those of reference.py.
+ * What has a number per slot lies in rows of P numbers, N rounded up to PAD, with zeros behind the N-th, so that loops
+ * run over whole vectors: the memory is (W, P), slots last. Equations are those of reference.py.
  */
 #include "altx.h"
 
@@ -27,26 +27,22 @@ typedef struct {
     real *read_key, *read_strength, *modes, *key, *strength, *erase, *add, *release, *allocate, *gate;
 } Gradients;
 
-/* What is carried from token to token, one after the other: (N, Q), (N, P), (P), (P), (R, P), (P). */
+/* What is carried from token to token, one after the other: (W, P), (N, P), (P), (P), (R, P), (P). */
 typedef struct {
     real *memory, *link, *precedence, *usage, *reading, *writing;
 } Slots;
 
 typedef struct {
-    int64_t T, N, W, R, P, Q, size, chunk, reads, writes;
+    int64_t T, N, W, R, P, size, chunk, reads, writes;
     const uint8_t *mask, *reset;
 } Problem;
 
-/* Intermediate values of one token that its adjoint needs. */
+/* What the adjoint of a token needs of its write, (P), `order` in the order of usage, and of its reads, (R, P). */
 typedef struct {
-    real *retention, *allocation, *before, *similar, *cosine, *inverse, *forward, *backward;
+    real *retention, *allocation, *before, *similar, *cosine, *inverse;
     int32_t *order;
+    real *read_inverse, *found, *read_cosine, *forward, *backward;
 } Tape;
-
-/* Room for the adjoint of a token. */
-typedef struct {
-    real *a, *b, *c, *d, *e;
-} Room;
 
 static real *take(real **scratch, int64_t count) {
     real *p = *scratch;
@@ -58,102 +54,177 @@ static void copy(real *to, const real *from, int64_t count) { memcpy(to, from, (
 static void clear(real *p, int64_t count) { memset(p, 0, (size_t)count * sizeof(real)); }
 
 static Slots slots_at(real *p, const Problem *q) {
-    real *link = p + q->N * q->Q, *precedence = link + q->N * q->P, *reading = precedence + 2 * q->P;
+    real *link = p + q->W * q->P, *precedence = link + q->N * q->P, *reading = precedence + 2 * q->P;
     return (Slots){p, link, precedence, precedence + q->P, reading, reading + q->R * q->P};
 }
 
-INLINE real dot(const real *restrict a, const real *restrict b, int64_t count) {
+/* Numbers of a tape. */
+static int64_t tape_size(const Problem *q) { return (8 + 4 * q->R) * q->P; }
+
+static Tape tape_at(real *p, const Problem *q) {
+    const int64_t P = q->P, heads = q->R * P;
+    real *reads = p + 8 * P;
+    return (Tape){
+        p, p + P, p + 2 * P, p + 3 * P, p + 4 * P, p + 5 * P, (int32_t *)(p + 6 * P),
+        p + 7 * P, reads, reads + heads, reads + 2 * heads, reads + 3 * heads,
+    };
+}
+
+/* Slots in some order. */
+static void ordered(int32_t *order, int64_t N) {
+    for (int64_t n = 0; n < N; n++) order[n] = (int32_t)n;
+}
+
+INLINE real dot(const real *restrict a, const real *restrict b, int64_t P) {
     vec sum = vset(0);
-    for (int64_t i = 0; i < count; i += LANES) sum += vload(a + i) * vload(b + i);
+    for (int64_t i = 0; i < P; i += LANES) sum += vload(a + i) * vload(b + i);
+    return vsum(sum);
+}
+
+INLINE real total(const real *a, int64_t P) {
+    vec sum = vset(0);
+    for (int64_t i = 0; i < P; i += LANES) sum += vload(a + i);
     return vsum(sum);
 }
 
 /* y += s x */
-INLINE void axpy(real *restrict y, real s, const real *restrict x, int64_t count) {
-    for (int64_t i = 0; i < count; i += LANES) vstore(y + i, vload(y + i) + s * vload(x + i));
+INLINE void axpy(real *restrict y, real s, const real *restrict x, int64_t P) {
+    for (int64_t i = 0; i < P; i += LANES) vstore(y + i, vload(y + i) + s * vload(x + i));
 }
 
-/* out_n = A_n v for N rows, with zeros where there is padding. */
-static void times(real *restrict out, const real *restrict A, const real *restrict v, int64_t N, int64_t P, int64_t Q) {
-    int64_t n = 0;
-    for (; n + 4 <= N; n += 4) {
-        const real *a = A + n * Q;
-        vec sum[4] = {vset(0), vset(0), vset(0), vset(0)};
-        for (int64_t i = 0; i < Q; i += LANES) {
-            const vec x = vload(v + i);
-            for (int64_t k = 0; k < 4; k++) sum[k] += vload(a + k * Q + i) * x;
-        }
-        for (int64_t k = 0; k < 4; k++) out[n + k] = vsum(sum[k]);
-    }
-    for (; n < N; n++) out[n] = dot(A + n * Q, v, Q);
-    for (n = N; n < P; n++) out[n] = 0;
-}
-
-/* out += sum_n v_n A_n */
-static void mixed(real *restrict out, const real *restrict A, const real *restrict v, int64_t N, int64_t Q) {
-    int64_t n = 0;
-    for (; n + 4 <= N; n += 4) {
-        const real *a = A + n * Q;
-        for (int64_t i = 0; i < Q; i += LANES)
+/* out += sum_w v_w A_w, for W rows. */
+static void mixed(real *restrict out, const real *restrict A, const real *restrict v, int64_t W, int64_t P) {
+    int64_t w = 0;
+    for (; w + 4 <= W; w += 4) {
+        const real *a = A + w * P;
+        for (int64_t i = 0; i < P; i += LANES)
             vstore(
-                out + i, vload(out + i) + v[n] * vload(a + i) + v[n + 1] * vload(a + Q + i) +
-                             v[n + 2] * vload(a + 2 * Q + i) + v[n + 3] * vload(a + 3 * Q + i)
+                out + i, vload(out + i) + v[w] * vload(a + i) + v[w + 1] * vload(a + P + i) +
+                             v[w + 2] * vload(a + 2 * P + i) + v[w + 3] * vload(a + 3 * P + i)
             );
     }
-    for (; n < N; n++) axpy(out, v[n], A + n * Q, Q);
+    for (; w < W; w++) axpy(out, v[w], A + w * P, P);
+}
+
+/* For every head forward = L x and backward = L^T y, all (R, P): four rows of L serve all heads while they are near. */
+static void follow(
+    real *restrict forward, real *restrict backward, const real *restrict L, const real *restrict x,
+    const real *restrict y, const Problem *q
+) {
+    const int64_t N = q->N, P = q->P;
+    clear(forward, q->R * P);
+    clear(backward, q->R * P);
+    int64_t n = 0;
+    for (; n + 4 <= N; n += 4) {
+        const real *a = L + n * P;
+        for (int64_t r = 0; r < q->R; r++) {
+            const real *from = x + r * P, *at = y + r * P + n;
+            real *back = backward + r * P;
+            vec sum[4] = {vset(0), vset(0), vset(0), vset(0)};
+            const vec y0 = vset(at[0]), y1 = vset(at[1]), y2 = vset(at[2]), y3 = vset(at[3]);
+            for (int64_t i = 0; i < P; i += LANES) {
+                const vec v = vload(from + i), a0 = vload(a + i), a1 = vload(a + P + i), a2 = vload(a + 2 * P + i),
+                          a3 = vload(a + 3 * P + i);
+                sum[0] += a0 * v;
+                sum[1] += a1 * v;
+                sum[2] += a2 * v;
+                sum[3] += a3 * v;
+                vstore(back + i, vload(back + i) + y0 * a0 + y1 * a1 + y2 * a2 + y3 * a3);
+            }
+            for (int64_t k = 0; k < 4; k++) forward[r * P + n + k] = vsum(sum[k]);
+        }
+    }
+    for (; n < N; n++)
+        for (int64_t r = 0; r < q->R; r++) {
+            forward[r * P + n] = dot(L + n * P, x + r * P, P);
+            axpy(backward + r * P, y[r * P + n], L + n * P, P);
+        }
 }
 
 /* 1 / |M_n| */
 static void norms(real *inverse, const real *M, const Problem *q) {
-    for (int64_t n = 0; n < q->N; n++) inverse[n] = 1 / (real)ROOT(dot(M + n * q->Q, M + n * q->Q, q->Q) + EPS);
-    clear(inverse + q->N, q->P - q->N);
+    const int64_t P = q->P;
+    for (int64_t n = 0; n < P; n += LANES) {
+        vec sum = vset(EPS);
+        for (int64_t w = 0; w < q->W; w++) sum += vload(M + w * P + n) * vload(M + w * P + n);
+        vstore(inverse + n, sum);
+    }
+    for (int64_t n = 0; n < q->N; n++) inverse[n] = 1 / (real)ROOT(inverse[n]);
+    clear(inverse + q->N, P - q->N);
 }
 
-/* C(M, k, beta); `key` (Q) is padded. Returns 1 / |k|. */
-static real content(
-    real *address, real *cosine, const real *inverse, const real *M, const real *key, real strength, const Problem *q
+/* 1 / |k| */
+static real scale_of(const real *key, const Problem *q) {
+    vec sum = vset(0);
+    for (int64_t w = 0; w < q->W; w += LANES) {
+        const vec k = vload_n(key + w, q->W - w);
+        sum += k * k;
+    }
+    return 1 / (real)ROOT(vsum(sum) + EPS);
+}
+
+/* C(M, k, beta) */
+static void content(
+    real *restrict address, real *restrict cosine, const real *restrict inverse, const real *restrict M,
+    const real *restrict key, real strength, const Problem *q
 ) {
     const int64_t N = q->N, P = q->P;
-    const real scale = 1 / (real)ROOT(dot(key, key, q->Q) + EPS);
-    times(cosine, M, key, N, P, q->Q);
-    real high = -(real)__builtin_inf();
-    for (int64_t n = 0; n < N; n++) {
-        cosine[n] *= scale * inverse[n];
-        real x = strength * cosine[n];
-        address[n] = x;
-        high = x > high ? x : high;
+    const real scale = scale_of(key, q);
+    clear(cosine, P);
+    mixed(cosine, M, key, q->W, P);
+    for (int64_t n = 0; n < P; n += LANES) {
+        const vec c = vload(cosine + n) * scale * vload(inverse + n);
+        vstore(cosine + n, c);
+        vstore(address + n, strength * c);
     }
-    for (int64_t n = N; n < P; n++) address[n] = high;
+    /* Where there is no slot there is a number that does not become the highest. */
+    for (int64_t n = N; n < P; n++) address[n] = address[0];
+    vec highest = vload(address);
+    for (int64_t n = LANES; n < P; n += LANES) {
+        const vec x = vload(address + n);
+        highest = vselect(x > highest, x, highest);
+    }
+    real lanes[LANES], high;
+    vstore(lanes, highest);
+    high = lanes[0];
+    for (int64_t n = 1; n < LANES; n++) high = lanes[n] > high ? lanes[n] : high;
     for (int64_t n = 0; n < P; n += LANES) vstore(address + n, vexp(vload(address + n) - high));
     clear(address + N, P - N);
-    vec sum = vset(0);
-    for (int64_t n = 0; n < P; n += LANES) sum += vload(address + n);
-    const real inverse_sum = 1 / vsum(sum);
+    const real inverse_sum = 1 / total(address, P);
     for (int64_t n = 0; n < P; n += LANES) vstore(address + n, vload(address + n) * inverse_sum);
-    return scale;
 }
 
-/* The adjoint of `content`, given dc of its result: gradients of key (W) and strength, and dM gets its part added. */
+/* The adjoint of `content`, given dc of its result: gradients of key (W) and strength, and dM gets its part added.
+ * `work` and `shrink` are room for P numbers each. */
 static void uncontent(
-    real *d_key, real *d_strength, real *dM, real *work, real *wide, const real *dc, const real *address,
-    const real *cosine, const real *inverse, const real *M, const real *key, real strength, real scale, const Problem *q
+    real *d_key, real *d_strength, real *restrict dM, real *restrict work, real *restrict shrink,
+    const real *restrict dc, const real *restrict address, const real *restrict cosine, const real *restrict inverse,
+    const real *restrict M, const real *restrict key, real strength, const Problem *q
 ) {
-    const int64_t N = q->N, Q = q->Q;
-    const real mean = dot(dc, address, q->P);
-    real d = 0, along = 0;
-    clear(wide, Q);
-    for (int64_t n = 0; n < N; n++) {
-        const real logit = address[n] * (dc[n] - mean), d_cosine = logit * strength;
-        d += logit * cosine[n];
-        along += d_cosine * cosine[n];
-        work[n] = d_cosine * scale * inverse[n];
+    const int64_t P = q->P;
+    const real mean = dot(dc, address, P), scale = scale_of(key, q);
+    vec d = vset(0);
+    for (int64_t n = 0; n < P; n += LANES) {
+        const vec c = vload(cosine + n), over = vload(inverse + n);
+        const vec logit = vload(address + n) * (vload(dc + n) - mean);
+        d += logit * c;
         /* cos = k M / |k| |M|, by M: k / |k| |M| - cos M / |M|^2. */
-        axpy(dM + n * Q, work[n], key, Q);
-        axpy(dM + n * Q, -d_cosine * cosine[n] * inverse[n] * inverse[n], M + n * Q, Q);
+        vstore(work + n, strength * logit * scale * over);
+        vstore(shrink + n, strength * logit * c * over * over);
     }
-    mixed(wide, M, work, N, Q);
-    for (int64_t w = 0; w < q->W; w++) d_key[w] = wide[w] - along * scale * scale * key[w];
-    *d_strength = d;
+    *d_strength = vsum(d);
+    const real along = strength * *d_strength * scale * scale;
+    for (int64_t w = 0; w < q->W; w++) {
+        const real k = key[w], *row = M + w * P;
+        real *G = dM + w * P;
+        vec sum = vset(0);
+        for (int64_t n = 0; n < P; n += LANES) {
+            const vec m = vload(row + n), by = vload(work + n);
+            sum += m * by;
+            vstore(G + n, vload(G + n) + k * by - vload(shrink + n) * m);
+        }
+        d_key[w] = vsum(sum) - along * k;
+    }
 }
 
 /* Slots by rounded usage, those alike by number. `order` holds that of another token, which is nearly the same. */
@@ -172,19 +243,16 @@ static void sort(int32_t *order, real *rank, const real *usage, int64_t N) {
     }
 }
 
-static void pad(real *to, const real *from, int64_t count, int64_t padded) {
-    copy(to, from, count);
-    clear(to + count, padded - count);
-}
-
-/* The state after a token's write from that before; `key` is room for Q numbers. */
-static void write_token(Slots after, Slots before, const Given *g, const Tape *tape, real *key, const Problem *q) {
-    const int64_t N = q->N, P = q->P, Q = q->Q, W = q->W;
-    const real *u = before.usage, *w = before.writing;
-    for (int64_t n = 0; n < P; n++) tape->retention[n] = 1;
-    for (int64_t r = 0; r < q->R; r++)
-        for (int64_t n = 0; n < P; n++) tape->retention[n] *= 1 - g->release[r] * before.reading[r * P + n];
-    for (int64_t n = 0; n < P; n++) after.usage[n] = (u[n] + w[n] - u[n] * w[n]) * tape->retention[n];
+/* The state after a token's write from that before. */
+static void write_token(Slots after, Slots before, const Given *g, const Tape *tape, const Problem *q) {
+    const int64_t N = q->N, P = q->P;
+    for (int64_t n = 0; n < P; n += LANES) {
+        vec kept = vset(1);
+        for (int64_t r = 0; r < q->R; r++) kept *= 1 - g->release[r] * vload(before.reading + r * P + n);
+        const vec u = vload(before.usage + n), w = vload(before.writing + n);
+        vstore(tape->retention + n, kept);
+        vstore(after.usage + n, (u + w - u * w) * kept);
+    }
 
     sort(tape->order, tape->allocation, after.usage, N);
     clear(tape->allocation, P);
@@ -196,66 +264,63 @@ static void write_token(Slots after, Slots before, const Given *g, const Tape *t
         product *= after.usage[n];
     }
     norms(tape->inverse, before.memory, q);
-    pad(key, g->key, W, Q);
-    content(tape->similar, tape->cosine, tape->inverse, before.memory, key, *g->strength, q);
-    real *where = after.writing;
+    content(tape->similar, tape->cosine, tape->inverse, before.memory, g->key, *g->strength, q);
+    real *restrict where = after.writing;
     const real gate = *g->gate, allocate = *g->allocate;
-    for (int64_t n = 0; n < P; n++)
-        where[n] = gate * (allocate * tape->allocation[n] + (1 - allocate) * tape->similar[n]);
+    for (int64_t n = 0; n < P; n += LANES)
+        vstore(
+            where + n, gate * (allocate * vload(tape->allocation + n) + (1 - allocate) * vload(tape->similar + n))
+        );
 
-    vec sum = vset(0);
-    for (int64_t n = 0; n < P; n += LANES) sum += vload(where + n);
-    const real kept = 1 - vsum(sum);
-    for (int64_t n = 0; n < N; n++) {
-        const real *restrict M = before.memory + n * Q, a = where[n];
-        real *restrict to = after.memory + n * Q;
-        for (int64_t i = 0; i < W; i++) to[i] = M[i] * (1 - a * g->erase[i]) + a * g->add[i];
-        clear(to + W, Q - W);
+    for (int64_t w = 0; w < q->W; w++) {
+        const real *M = before.memory + w * P, erase = g->erase[w], add = g->add[w];
+        real *to = after.memory + w * P;
+        for (int64_t n = 0; n < P; n += LANES) {
+            const vec a = vload(where + n);
+            vstore(to + n, vload(M + n) * (1 - a * erase) + a * add);
+        }
     }
     for (int64_t i = 0; i < N; i++) {
-        const vec a = vset(where[i]);
+        const real a = where[i], *L = before.link + i * P;
+        real *to = after.link + i * P;
         for (int64_t j = 0; j < P; j += LANES)
-            vstore(
-                after.link + i * P + j, (1 - a - vload(where + j)) * vload(before.link + i * P + j) +
-                                            a * vload(before.precedence + j)
-            );
-        after.link[i * P + i] = 0;
+            vstore(to + j, (1 - a - vload(where + j)) * vload(L + j) + a * vload(before.precedence + j));
+        to[i] = 0;
     }
-    for (int64_t n = 0; n < P; n++) after.precedence[n] = kept * before.precedence[n] + where[n];
-}
-
-/* f_t and b_t of read head r, whose address was `reading`. */
-static void follow(const Tape *tape, const Slots *s, const real *reading, const Problem *q) {
-    times(tape->forward, s->link, reading, q->N, q->P, q->P);
-    clear(tape->backward, q->P);
-    mixed(tape->backward, s->link, reading, q->N, q->P);
+    const real kept = 1 - total(where, P);
+    for (int64_t n = 0; n < P; n += LANES)
+        vstore(after.precedence + n, kept * vload(before.precedence + n) + vload(where + n));
 }
 
 /* Reads of a token after its write; `to` (R, P) are the new addresses, and may be the old ones. */
-static void read_token(
-    real *vectors, real *to, const Slots *s, const Given *g, const Tape *tape, real *key, const Problem *q
-) {
-    const int64_t P = q->P, Q = q->Q, W = q->W;
-    norms(tape->inverse, s->memory, q);
+static void read_token(real *vectors, real *to, const Slots *s, const Given *g, const Tape *tape, const Problem *q) {
+    const int64_t P = q->P, W = q->W;
+    norms(tape->read_inverse, s->memory, q);
+    follow(tape->forward, tape->backward, s->link, s->reading, s->reading, q);
     for (int64_t r = 0; r < q->R; r++) {
-        const real *modes = g->modes + 3 * r;
-        follow(tape, s, s->reading + r * P, q);
-        pad(key, g->read_key + r * W, W, Q);
-        content(tape->similar, tape->cosine, tape->inverse, s->memory, key, g->read_strength[r], q);
-        for (int64_t n = 0; n < P; n++)
-            to[r * P + n] = modes[0] * tape->backward[n] + modes[1] * tape->similar[n] + modes[2] * tape->forward[n];
-        clear(key, Q);
-        mixed(key, s->memory, to + r * P, q->N, Q);
-        copy(vectors + r * W, key, W);
+        const real *modes = g->modes + 3 * r, *forward = tape->forward + r * P, *backward = tape->backward + r * P;
+        real *found = tape->found + r * P, *address = to + r * P;
+        content(
+            found, tape->read_cosine + r * P, tape->read_inverse, s->memory, g->read_key + r * W, g->read_strength[r], q
+        );
+        for (int64_t n = 0; n < P; n += LANES)
+            vstore(
+                address + n,
+                modes[0] * vload(backward + n) + modes[1] * vload(found + n) + modes[2] * vload(forward + n)
+            );
+        for (int64_t w = 0; w < W; w++) vectors[r * W + w] = dot(s->memory + w * P, address, P);
     }
 }
 
-static void spread(real *to, const real *from, int64_t rows, int64_t width, int64_t padded) {
-    for (int64_t i = 0; i < rows; i++) pad(to + i * padded, from + i * width, width, padded);
+static void spread(real *to, const real *from, int64_t rows, const Problem *q) {
+    for (int64_t i = 0; i < rows; i++) {
+        copy(to + i * q->P, from + i * q->N, q->N);
+        clear(to + i * q->P + q->N, q->P - q->N);
+    }
 }
 
-static void close_up(real *to, const real *from, int64_t rows, int64_t width, int64_t padded) {
-    for (int64_t i = 0; i < rows; i++) copy(to + i * width, from + i * padded, width);
+static void close_up(real *to, const real *from, int64_t rows, const Problem *q) {
+    for (int64_t i = 0; i < rows; i++) copy(to + i * q->N, from + i * q->P, q->N);
 }
 
 /* Row b of the six tensors of a state. */
@@ -265,26 +330,28 @@ static void close_up(real *to, const real *from, int64_t rows, int64_t width, in
 #define PACK(of, name) (Slots){name##memory, name##link, name##precedence, name##usage, name##reading, name##writing}
 
 static void load(real *to, const Slots *from, int64_t b, const Problem *q) {
-    const int64_t N = q->N;
+    const int64_t N = q->N, W = q->W;
     Slots s = slots_at(to, q);
     if (!from->memory) return;
-    spread(s.memory, from->memory + b * N * q->W, N, q->W, q->Q);
-    spread(s.link, from->link + b * N * N, N, N, q->P);
-    spread(s.precedence, from->precedence + b * N, 1, N, q->P);
-    spread(s.usage, from->usage + b * N, 1, N, q->P);
-    spread(s.reading, from->reading + b * q->R * N, q->R, N, q->P);
-    spread(s.writing, from->writing + b * N, 1, N, q->P);
+    for (int64_t n = 0; n < N; n++)
+        for (int64_t w = 0; w < W; w++) s.memory[w * q->P + n] = from->memory[(b * N + n) * W + w];
+    spread(s.link, from->link + b * N * N, N, q);
+    spread(s.precedence, from->precedence + b * N, 1, q);
+    spread(s.usage, from->usage + b * N, 1, q);
+    spread(s.reading, from->reading + b * q->R * N, q->R, q);
+    spread(s.writing, from->writing + b * N, 1, q);
 }
 
 static void store(const Slots *to, real *from, int64_t b, const Problem *q) {
-    const int64_t N = q->N;
+    const int64_t N = q->N, W = q->W;
     Slots s = slots_at(from, q);
-    close_up(to->memory + b * N * q->W, s.memory, N, q->W, q->Q);
-    close_up(to->link + b * N * N, s.link, N, N, q->P);
-    close_up(to->precedence + b * N, s.precedence, 1, N, q->P);
-    close_up(to->usage + b * N, s.usage, 1, N, q->P);
-    close_up(to->reading + b * q->R * N, s.reading, q->R, N, q->P);
-    close_up(to->writing + b * N, s.writing, 1, N, q->P);
+    for (int64_t n = 0; n < N; n++)
+        for (int64_t w = 0; w < W; w++) to->memory[(b * N + n) * W + w] = s.memory[w * q->P + n];
+    close_up(to->link + b * N * N, s.link, N, q);
+    close_up(to->precedence + b * N, s.precedence, 1, q);
+    close_up(to->usage + b * N, s.usage, 1, q);
+    close_up(to->reading + b * q->R * N, s.reading, q->R, q);
+    close_up(to->writing + b * N, s.writing, 1, q);
 }
 
 #define GIVEN_AT(TYPE, g, i) \
@@ -299,29 +366,16 @@ static void store(const Slots *to, real *from, int64_t b, const Problem *q) {
 static Given given_at(const Given *g, int64_t i, const Problem *q) { return GIVEN_AT(Given, g, i); }
 static Gradients gradients_at(const Gradients *g, int64_t i, const Problem *q) { return GIVEN_AT(Gradients, g, i); }
 
-/* With slots in their own order. */
-static Tape tape_in(real **scratch, int64_t P) {
-    Tape t = {
-        take(scratch, P), take(scratch, P), take(scratch, P), take(scratch, P), take(scratch, P), take(scratch, P),
-        take(scratch, P), take(scratch, P), NULL,
-    };
-    t.order = (int32_t *)take(scratch, P);
-    for (int64_t n = 0; n < P; n++) t.order[n] = (int32_t)n;
-    return t;
-}
-
-/* A real token: the state `to` after it from `from`. The tapes are those of its write and of its last read. */
-static void step(
-    real *to, real *from, real *vectors, const Given *g, const Tape *tape, const Tape *seen, real *key, const Problem *q
-) {
+/* A real token: the state `to` after it from `from`. */
+static void step(real *to, real *from, real *vectors, const Given *g, const Tape *tape, const Problem *q) {
     Slots after = slots_at(to, q), before = slots_at(from, q);
     if (q->writes) {
-        write_token(after, before, g, tape, key, q);
+        write_token(after, before, g, tape, q);
         copy(after.reading, before.reading, q->R * q->P);
     } else {
         copy(to, from, q->size);
     }
-    if (q->reads) read_token(vectors, after.reading, &after, g, seen, key, q);
+    if (q->reads) read_token(vectors, after.reading, &after, g, tape, q);
 }
 
 #define PARAMETERS \
@@ -333,8 +387,7 @@ static void step(
     int64_t B, int64_t T, int64_t N, int64_t W, int64_t R, int64_t size, int64_t chunk, int64_t scratch_size, \
         int64_t threads
 #define ROUND_UP(n) (((n) + PAD - 1) / PAD * PAD)
-#define PROBLEM \
-    {T, N, W, R, ROUND_UP(N), ROUND_UP(W), size, chunk, read_key != NULL, key != NULL, mask, reset}
+#define PROBLEM {T, N, W, R, ROUND_UP(N), size, chunk, read_key != NULL, key != NULL, mask, reset}
 
 /* Shapes as in reference.py, read (B, T, R, W). checkpoints, or NULL: (B, ceil(T / chunk), size), the state before
  * every chunk-th token. fresh may be NULLs if reset is NULL. scratch: (threads, scratch_size). */
@@ -354,7 +407,8 @@ EXPORT void FN(dnc)(
             real *own = scratch + omp_get_thread_num() * scratch_size;
             clear(own, scratch_size);
             real *now = take(&own, size), *next = take(&own, size), *empty = take(&own, size);
-            Tape tape = tape_in(&own, q->P);
+            const Tape tape = tape_at(own, q);
+            ordered(tape.order, N);
             load(now, &first, b, q);
             if (reset) load(empty, &fresh, b, q);
             for (int64_t t = 0; t < T; t++) {
@@ -365,9 +419,8 @@ EXPORT void FN(dnc)(
                     if (vectors) clear(vectors, R * W);
                     continue;
                 }
-                if (reset && reset[i]) copy(now, empty, size);
                 const Given g = given_at(&given, i, q);
-                step(next, now, vectors, &g, &tape, &tape, own, q);
+                step(next, reset && reset[i] ? empty : now, vectors, &g, &tape, q);
                 real *old = now;
                 now = next;
                 next = old;

@@ -54,8 +54,12 @@ def scan(
 
 def _size(slots: int, width: int, readers: int) -> int:
     """Numbers of a padded state."""
-    across, down = _padded(slots), _padded(width)
-    return slots * (down + across) + (readers + 3) * across
+    return (width + slots + readers + 3) * _padded(slots)
+
+
+def _tape(slots: int, readers: int) -> int:
+    """Numbers of what the adjoint of a token needs."""
+    return (8 + 4 * readers) * _padded(slots)
 
 
 def _padded(size: int) -> int:
@@ -90,7 +94,7 @@ def _forward(
     batch, tokens, slots, width, readers = sizes
     size = _size(slots, width, readers)
     threads = _threads(batch, tokens, size)
-    scratch = 3 * size + 9 * _padded(slots) + _padded(width)
+    scratch = 3 * size + _tape(slots, readers)
     LIBRARY.call(
         "dnc", memory.dtype, *flat.dense(parameters), *flat.dense((mask, reset)), *flat.dense(states), *results[:7],
         results[7] if save else None, memory.new_empty(threads * scratch), *sizes, size, _chunk(tokens), scratch,
@@ -125,8 +129,8 @@ def _backward(
         last = [torch.zeros_like(like) if d is None else d for d, like in pairs]
     sizes = flat.sizes(read_key, key, gradients[10], gradients[14])
     batch, tokens, size = *sizes[:2], _size(slots, width, readers)
-    threads, chunk, across, down = _threads(batch, tokens, size), _chunk(tokens), _padded(slots), _padded(width)
-    scratch = (chunk + 5) * size + 18 * across + 5 * max(across, down) + down + readers * width
+    threads, chunk = _threads(batch, tokens, size), _chunk(tokens)
+    scratch = (chunk + 4) * size + chunk * _tape(slots, readers) + 4 * (readers + 1) * _padded(slots) + readers * width
     LIBRARY.call(
         "dnc_backward", checkpoints.dtype, *flat.dense((d_read, *last)), checkpoints,
         *flat.dense((*parameters, mask, reset, *fresh)), *gradients, checkpoints.new_empty(threads * scratch), *sizes,
