@@ -58,6 +58,25 @@ def check_cu_seqlens(x: Tensor, cu_seqlens: Tensor | None) -> int:
     return len(cu_seqlens) - 1
 
 
+def token_rows(x: Tensor) -> tuple[Tensor, int]:
+    """x (B, T, ...) so that one stride leads from each of its B * T tokens to the next, each contiguous.
+
+    Returns:
+        x itself, or a copy where it lies otherwise; the stride.
+    """
+    batch, length = x.shape[:2]
+    width = 1
+    for size, stride in zip(reversed(x.shape[2:]), reversed(x.stride()[2:]), strict=True):
+        if size != 1 and stride != width:
+            return x.contiguous(), x.shape[2:].numel()
+        width *= size
+    if length == 1:
+        return x, x.stride(0)
+    if batch == 1 or x.stride(0) == length * x.stride(1):
+        return x, x.stride(1)
+    return x.contiguous(), width
+
+
 def one_by_one(
     fn: Callable[..., tuple[Tensor, Tensor]], cu_seqlens: Tensor, per_token: dict[str, Tensor | None],
     initial_state: Tensor | None, **rest: Any,

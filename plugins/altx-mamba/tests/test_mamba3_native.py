@@ -146,15 +146,6 @@ def test_nothing_is_kept_where_no_gradient_is_wanted():
     assert keep.shape == (2, 40, 4, 3)
 
 
-def test_a_slice_of_a_projection_is_not_copied():
-    projection = torch.randn(1, 9, 50)
-    x = projection[:, :, 3:23].unflatten(2, (4, 5))
-    assert native._tokens(x)[0] is x and native._tokens(x)[1] == 50
-    rows = torch.randn(2, 18, 20)[:, ::2].unflatten(2, (4, 5))
-    assert native._tokens(rows)[0].stride(1) == native._tokens(rows)[1] == 40
-    assert native._tokens(torch.randn(2, 9, 50)[:, :7, :20].unflatten(2, (4, 5)))[0].is_contiguous()
-
-
 def test_torch_knows_what_it_is_told_of_it():
     given = inputs(T=7, reset=True)
     torch.library.opcheck(torch.ops.altx.mamba3_turn.default, (*given, True))

@@ -175,16 +175,6 @@ def test_states_are_kept_for_gradients_only_and_few(monkeypatch):
 
 
 @NATIVE
-def test_halves_of_a_projection_are_read_where_they_lie():
-    x, z = torch.randn(2, 5, 12).chunk(2, -1)
-    for part in (x, z, x[:1, 2:], x[:, :1]):
-        rows, stride = native._rows(part)
-        assert rows is part and stride == (60 if part.shape[1] == 1 else 12)
-    assert native._rows(x.mT)[0] is not x.mT and native._rows(x.mT)[1] == 5
-    assert native._rows(x[:, 1:])[1] == 6  # rows of a batch that do not follow one another
-
-
-@NATIVE
 @pytest.mark.parametrize("cuts", [None, [0, 4, 4, 20]])
 def test_torch_finds_its_registration_in_order(cuts):
     values = arguments(1, 20, 5, 3, options=OPTIONS, cuts=cuts, dtype=torch.float32)

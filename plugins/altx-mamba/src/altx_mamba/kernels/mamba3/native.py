@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from altx_kernels.native import Library
-from altx_kernels.packing import bounds, check_cu_seqlens
+from altx_kernels.packing import bounds, token_rows
 from altx_kernels.primitive import Primitive
 
 LIBRARY = Library(
@@ -69,14 +69,6 @@ def turn(
     return q, k, v, qk, last, angle
 
 
-def _tokens(x: Tensor) -> tuple[Tensor, int]:
-    """x (B, T, H, P) with tokens at a fixed distance, each contiguous: itself, or a copy; the distance."""
-    batch, length, heads, width = x.shape
-    if x.stride(3) == 1 and x.stride(2) == width and (batch == 1 or x.stride(0) == length * x.stride(1)):
-        return x, x.stride(1)
-    return x.contiguous(), heads * width
-
-
 def _threads(x: Tensor, B: Tensor) -> int:
     return torch.get_num_threads() if x[..., 0].numel() * B.shape[3] > SERIAL else 1
 
@@ -86,7 +78,7 @@ def _inputs(
     initial_k: Tensor, initial_v: Tensor, reset: Tensor | None, lengths: Tensor | None, cuts: Tensor,
 ) -> tuple[list[Tensor | None], list[int]]:  # fmt: skip
     """What `turn` and its backward take first, and last."""
-    x, stride = _tokens(x)
+    x, stride = token_rows(x)
     rest = (B, C, B_bias, C_bias, angle, a, w, initial_k, initial_v, reset, lengths)
     given = [x, *(None if value is None else value.contiguous() for value in rest), cuts]
     return given, [len(initial_k), x.shape[2], *B.shape[2:], x.shape[3], angle.shape[3], stride, _threads(x, B)]
@@ -97,7 +89,6 @@ def _forward(
     initial_angle: Tensor | None, initial_k: Tensor, initial_v: Tensor, reset: Tensor | None, lengths: Tensor | None,
     cu_seqlens: Tensor | None, keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    check_cu_seqlens(x, cu_seqlens)  # once more, since a compiled graph does not look at values, and C does not ask
     cuts = bounds(x, cu_seqlens)
     lengths = None if lengths is None else lengths.to(torch.int64)
     q, k, v, qk, last_k, last_angle, _ = _forward_fake(

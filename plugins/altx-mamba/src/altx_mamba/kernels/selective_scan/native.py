@@ -10,7 +10,7 @@ from torch import Tensor
 
 from altx_kernels.arguments import precise
 from altx_kernels.native import Library
-from altx_kernels.packing import check_cu_seqlens
+from altx_kernels.packing import check_cu_seqlens, token_rows
 from altx_kernels.primitive import Primitive
 
 INPUTS = "pi" * 5 + "ppp" + "pp" + "iiiii"
@@ -59,17 +59,6 @@ def selective_scan(
     return y.to(x.dtype), h
 
 
-def _rows(x: Tensor) -> tuple[Tensor, int]:
-    """(B, T, ...) as rows of tokens: itself or, where no one stride leads from token to token, a copy; the stride."""
-    batch, length, width = x.shape
-    if x.stride(2) == 1 or width == 1:
-        if length == 1:
-            return x, x.stride(0)
-        if batch == 1 or x.stride(0) == length * x.stride(1):
-            return x, x.stride(1)
-    return x.contiguous(), width
-
-
 def _inputs(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, dt_bias: Tensor | None,
     reset: Tensor | None, bounds: Tensor | None, softplus: bool,
@@ -77,7 +66,7 @@ def _inputs(
     """What both functions take first."""
     arguments: list[Tensor | int | None] = []
     for tensor in (x, dt, z, B, C):
-        arguments += (None, 0) if tensor is None else _rows(tensor)
+        arguments += (None, 0) if tensor is None else token_rows(tensor)
     for part in (A, D, dt_bias, bounds, reset):
         arguments.append(None if part is None else part.contiguous())
     arguments += [x.shape[1], _sequences(x, bounds), *A.shape, int(softplus)]

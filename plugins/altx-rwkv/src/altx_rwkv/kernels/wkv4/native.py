@@ -10,7 +10,7 @@ from torch import Tensor
 
 from altx_kernels.arguments import precise
 from altx_kernels.native import Library
-from altx_kernels.packing import check_cu_seqlens
+from altx_kernels.packing import check_cu_seqlens, token_rows
 from altx_kernels.primitive import Primitive
 from altx_rwkv.kernels.wkv4.reference import EMPTY
 
@@ -42,22 +42,11 @@ def wkv4(
     return y.to(v.dtype), last
 
 
-def _rows(x: Tensor) -> tuple[Tensor, int]:
-    """(B, T, D) as rows of tokens: itself or, where no one stride leads from token to token, a copy; the stride."""
-    batch, length, width = x.shape
-    if x.stride(2) == 1 or width == 1:
-        if length == 1:
-            return x, x.stride(0)
-        if batch == 1 or x.stride(0) == length * x.stride(1):
-            return x, x.stride(1)
-    return x.contiguous(), width
-
-
 def _inputs(
     w: Tensor, u: Tensor, k: Tensor, v: Tensor, reset: Tensor | None, lengths: Tensor | None, bounds: Tensor | None
 ) -> list[Tensor | int | None]:
     """What both functions take first."""
-    arguments: list[Tensor | int | None] = [*_rows(k), *_rows(v)]
+    arguments: list[Tensor | int | None] = [*token_rows(k), *token_rows(v)]
     for part in (w, u, bounds, lengths, reset):
         arguments.append(None if part is None else part.contiguous())
     return [*arguments, k.shape[1], _sequences(k, bounds), k.shape[2]]
