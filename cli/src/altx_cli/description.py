@@ -105,7 +105,8 @@ def _identity(branch: Branch) -> tuple[Any, ...]:
     parts = [part for part in (branch.part, branch.memory) if part]
     return (
         *((part.component.qualified, part.config.model_dump_json()) for part in parts),
-        branch.attach, branch.adapters, branch.turned, branch.depths, tuple(map(_identity, branch.targets)),
+        branch.attach, branch.adapters, branch.turned, branch.depths, branch.kv_sharing,
+        tuple(map(_identity, branch.targets)),
     )  # fmt: skip
 
 
@@ -116,6 +117,7 @@ def label(branch: Branch) -> str:
         text += f" + {branch.memory.component.name} ({branch.attach})"
     if branch.depths:
         text += f" over {plural(branch.depths, 'depth')} of {', '.join(map(label, branch.targets))}"
+        text += " with shared keys and values" * branch.kv_sharing
     elif branch.targets:
         counts: dict[str, int] = {}
         for target in map(label, branch.targets):

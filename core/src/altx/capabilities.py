@@ -237,7 +237,7 @@ def recursed(router: Capabilities, body: Capabilities) -> Capabilities:
 
 def adapted(inner: Capabilities, adapter: str) -> Capabilities:
     """A layer inside one of the adapters of `altx.adapters`."""
-    inner = replace(inner, losses={})
+    inner = replace(inner, losses={}, shares_kv=False)
     if adapter == "pad":
         if inner.masked:
             return replace(inner, len_multiple=1)

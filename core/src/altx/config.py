@@ -102,7 +102,9 @@ class Target(Body):
     repeat: int = Field(1, ge=1, le=65536, description="how many such targets")
     sublayers: list[Sublayer] | None = Field(None, min_length=1, description="a stack, applied up to `depths` times")
     depths: int | None = Field(None, ge=1, le=1024, description="targets: the stack applied once, twice, ... so often")
-    kv_sharing: bool = Field(False, description="depths: all look up the keys and values of the first, which alone are kept")
+    kv_sharing: bool = Field(
+        False, description="depths: all look up the keys and values of the first, which alone is cached"
+    )
 
     @model_validator(mode="after")
     def _one_stack(self) -> Self:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from altx import dispatch
 from altx.capabilities import recursed
-from altx.context import Context
+from altx.context import Context, SharedKV
+from altx.errors import CompositionError
 from altx.layer import FRESH, Layer, Output, StateOptions, advanced, scoped
 from altx.router import Route, Router, Targets
 from altx.state import Leaf, State
@@ -28,6 +29,10 @@ class Recursion(Layer):
     ("recursion-wise caching", Bae et al. 2025, Mixture-of-Recursions, arXiv:2507.10524, section 2.2.2). Those that
     are left keep the positions that they have in the whole sequence.
 
+    With `kv_sharing` a layer's keys and values are those of the first application at all depths ("recursive KV
+    sharing", ibid.): a token that is left sees there, from where it stands, all that took part in the first, and only
+    the first has a state.
+
     f is a stack with norms and residuals of its own, so y is to be added to x as it is.
 
     Args:
@@ -35,23 +40,28 @@ class Recursion(Layer):
         body: f. It must honour a mask, and gets the tokens that are left, side by side, or where that cannot be the
             whole row under a mask, as with `Routed`.
         depths: how often f may be applied, N.
+        kv_sharing: see above; what carries a state in f must declare `shares_kv`.
 
     Losses of f are summed over the depths, its metrics averaged; both of a stepwise router are summed. Metrics, over
     real tokens: "mean_depth", and "active" (N,), how many take part in each application.
     """
 
-    def __init__(self, router: Router, body: Layer, depths: int) -> None:
+    def __init__(self, router: Router, body: Layer, depths: int, kv_sharing: bool = False) -> None:
         super().__init__()
+        if kv_sharing and not body.capabilities.shares_kv:
+            raise CompositionError("with kv_sharing every layer that carries a state must declare shares_kv")
         self.router = router
         self.body = body
         self.n = depths
+        self.kv_sharing = kv_sharing
         self.capabilities = recursed(router.capabilities, body.capabilities)
 
     def init_state(self, batch: int, **options: Unpack[StateOptions]) -> State | None:
         router = self.router.init_state(batch, **options)
-        states = [self.body.init_state(batch, **options) for _ in range(self.n)]
+        count = 1 if self.kv_sharing else self.n
+        states = [self.body.init_state(batch, **options) for _ in range(count)]
         device = options.get("device") or next(self.parameters(), torch.empty(0)).device
-        pending = torch.zeros(batch, self.n, dtype=torch.bool, device=device)
+        pending = torch.zeros(batch, count, dtype=torch.bool, device=device)
         return _tree(router, states, pending, torch.zeros(batch, dtype=torch.int64, device=device))
 
     def forward(self, x: Tensor, ctx: Context = FRESH, state: State | None = None) -> Output:
@@ -63,20 +73,25 @@ class Recursion(Layer):
         stepwise = self.router.capabilities.stepwise
         h, y, outs, tables, pendings, active = x, torch.zeros_like(x), [], [], [], []
         route: Route | None = None
+        kv = SharedKV({}) if self.kv_sharing else None
         for depth in range(self.n):
             if route is None or stepwise:
                 route = self.router.route(h, Targets(self.n, "depths", depth=depth), ctx.and_mask(left), own)
                 tables.append(route)
                 chosen, weights = route.chosen(batch, length), route.dense(batch, length)
             left = chosen[depth:].any(0)
-            pending = state.leaves["pending"][:, depth : depth + 1] if state and "pending" in state.leaves else None
-            starts, owed = dispatch.resets(ctx, left[None], pending)
-            here = ctx.and_mask(left).replace(reset=None if starts is None else starts[0])
-            before = held.child(str(depth)) if held else None
-            out = self._applied(h, here, left, before)
-            outs.append(out)
-            pendings.append(owed)
             active.append(left.sum())
+            here, before = ctx.and_mask(left).replace(shared_kv=kv), None
+            if kv is None or kv.own is None:
+                pending = state.leaves["pending"][:, depth : depth + 1] if state and "pending" in state.leaves else None
+                starts, owed = dispatch.resets(ctx, left[None], pending)
+                here = here.replace(reset=None if starts is None else starts[0])
+                before = held.child(str(depth)) if held else None
+                pendings.append(owed)
+            out = self._applied(h, here, left, before, streaming=state is not None)
+            outs.append(out)
+            if kv is not None and kv.own is None:
+                kv = SharedKV(kv.kept, (left.cumsum(1) - 1).clamp(min=0))
             step = torch.where(chosen[depth, ..., None], out.y, 0) * weights[depth, ..., None].to(x.dtype)
             y = y + step
             h = h + step if stepwise else out.y
@@ -87,10 +102,10 @@ class Recursion(Layer):
         pending = torch.cat([each for each in pendings if each is not None], 1) if pendings[0] is not None else None
         return Output(y, _tree(tables[-1].state, [out.state for out in outs], pending, seen), losses, metrics)
 
-    def _applied(self, h: Tensor, ctx: Context, left: Tensor, state: State | None) -> Output:
+    def _applied(self, h: Tensor, ctx: Context, left: Tensor, state: State | None, streaming: bool) -> Output:
         """f of the tokens that are left, with h (B, T, D) as it is elsewhere."""
         traced = h.is_meta or torch.compiler.is_compiling()
-        if state is not None and not (self.training or traced) and not bool(left.any()):
+        if streaming and not (self.training or traced) and not bool(left.any()):
             return Output(h, state)  # In decoding the depths that no token needs cost nothing.
         if not dispatch.countable(h, ctx):
             out = self.body(h, ctx, state)

@@ -295,8 +295,8 @@ class _Resolver:
                 )
             if body.targets[0].kv_sharing and not meet([branch.capabilities]).shares_kv:
                 raise CompositionError(
-                    f"{branch.part.path}: {branch.part} has no keys and values of a token that a later depth could look "
-                    "up instead of its own",
+                    f"{branch.part.path}: {branch.part} shares no keys and values, so later depths cannot look up those "
+                    "of the first",
                     hint="stack attention and what looks at each token alone (feed-forwards), or leave out kv_sharing",
                 )
         able = [branch.capabilities for branch in targets]

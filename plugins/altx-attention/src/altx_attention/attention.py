@@ -96,21 +96,26 @@ class Attention(CachedAttention):
             self.q_norm = self.k_norm = None
 
     def project(
-        self, x: Tensor, position: Tensor, recall: Recall | None = None, cross: Cross | None = None
+        self,
+        x: Tensor,
+        position: Tensor,
+        recall: Recall | None = None,
+        cross: Cross | None = None,
+        leaves: bool = True,
     ) -> tuple[list[Tensor], dict[str, Tensor], Attended | None]:
         """Queries (B, T, H, D) and the gate (B, T, H * D) if there is one; keys and values (B, T, G, D)."""
-        q, (k, v), gate = self.q_proj(x), self._keys_and_values(x), []
+        q, gate, kv = self.q_proj(x), [], self._keys_and_values(x) if leaves or recall else None
         if self.gate:
             q, *gate = (t.flatten(2) for t in q.unflatten(-1, (-1, 2 * self.head_dim)).chunk(2, -1))
         q = self._heads(q, self.q_norm)
         # What is not of this sequence has no position in it: it is found by content (Wu et al. 2022, section 3.1).
-        far = recall(q * self.scale_of_scores, k, v) if recall else None
+        far = recall(q * self.scale_of_scores, *kv) if recall and kv else None
         if cross is not None:
             far = attended(q * self.scale_of_scores, *self._keys_and_values(cross.tokens), cross.mask)
         if self.rotated:
             turn = turns(position, self.rotated, self.rope_theta, x.dtype)
-            q, k = rotary(q, *turn), rotary(k, *turn)
-        return [q, *gate], {"k": k, "v": v}, far
+            q, kv = rotary(q, *turn), kv and (rotary(kv[0], *turn), kv[1])
+        return [q, *gate], dict(zip(("k", "v"), kv or (), strict=False)), far
 
     def _keys_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Of tokens x (..., dim), without positions: (..., G, D)."""

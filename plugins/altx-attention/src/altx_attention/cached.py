@@ -15,6 +15,7 @@ from torch import Tensor
 from altx.context import Context, Cross
 from altx.errors import UnsupportedContext
 from altx.layer import FRESH, Layer, Output
+from altx.layout import take
 from altx.masking import RealFirst, real_first
 from altx.memory import Attended
 from altx.state import State
@@ -47,11 +48,16 @@ class CachedAttention(Layer):
 
     @abstractmethod
     def project(
-        self, x: Tensor, position: Tensor, recall: Recall | None = None, cross: Cross | None = None
+        self,
+        x: Tensor,
+        position: Tensor,
+        recall: Recall | None = None,
+        cross: Cross | None = None,
+        leaves: bool = True,
     ) -> tuple[list[Tensor], dict[str, Tensor], Attended | None]:
-        """What tokens x (B, T, ...) at `position` (B or 1, T) ask with, and what they leave in the cache, by name; and
-        their attention beyond the sequence: to what a memory recalls, or to `cross`, with tokens (B, T or 1, S, dim)
-        and a mask (B, 1, S) or None."""
+        """What tokens x (B, T, ...) at `position` (B or 1, T) ask with, and what they leave in the cache, by name,
+        unless nobody wants the `leaves`; and their attention beyond the sequence: to what a memory recalls, or to
+        `cross`, with tokens (B, T or 1, S, dim) and a mask (B, 1, S) or None."""
 
     @abstractmethod
     def attend(self, queries: list[Tensor], slots: Mapping[str, Tensor], where: Places, far: Attended | None) -> Tensor:
@@ -77,6 +83,8 @@ class CachedAttention(Layer):
         if not x.shape[1]:
             return Output(x, state)
         tokens = real_first(x, ctx)
+        if ctx.shared_kv is not None and ctx.shared_kv.own is not None:
+            return self._again(tokens, ctx, *ctx.shared_kv.kept[self], ctx.shared_kv.own)
         stand = places(tokens, ctx, state.seen if state else None, self.cache.document(state) if state else None)
         queries, leaves, far = self.project(tokens.x, stand.position, _asked(ctx, tokens), _across(ctx))
         where = Places(causal=ctx.causal, offset=None, document=stand.document, slot_document=stand.document)
@@ -89,7 +97,38 @@ class CachedAttention(Layer):
             # Masked tokens come last, where those that look back only do not see them.
             document = stand.index.expand(len(x), -1) * 0 if stand.document is None else stand.document
             where["document"], where["slot_document"] = document, document.where(tokens.mask, -1)
+        if ctx.shared_kv is not None:
+            ctx.shared_kv.kept[self] = leaves, where, stand.position.expand(len(x), -1)
         return Output(tokens.restore(self.attend(queries, leaves, where, far)), state)
+
+    def _again(
+        self,
+        tokens: RealFirst,
+        ctx: Context,
+        slots: Mapping[str, Tensor],
+        where: Places,
+        position: Tensor,
+        own: Tensor,
+    ) -> Output:
+        """Attention to what the first application saw, which had real tokens at `position` (B, S) first; each token
+        stands where its `own` (B, T) of them stood."""
+        own = own if tokens.back is None else take(own, tokens.back.argsort(1))
+        count = position.shape[1]
+        # Those that are masked stand behind all others.
+        place = own if tokens.mask is None else own.where(tokens.mask, count)
+
+        def spread(value: Tensor) -> Tensor:
+            """(B, T, ...) as (B, S, ...), with queries of nobody between, which costs less than it would to tell every
+            kernel where each query stands."""
+            index = place.reshape(*place.shape, *[1] * (value.dim() - 2)).expand(-1, -1, *value.shape[2:])
+            return value.new_zeros(len(value), count + 1, *value.shape[2:]).scatter(1, index, value)[:, :count]
+
+        turned, asked = take(position, own), _asked(ctx, tokens)
+        queries, _, far = self.project(tokens.x, turned, asked, _across(ctx), leaves=False)
+        if far is not None:
+            far = Attended(*(None if part is None else spread(part) for part in far))
+        y = self.attend([spread(query) for query in queries], slots, where, far)
+        return Output(tokens.restore(take(y, own)))
 
 
 def _across(ctx: Context) -> Cross | None:

@@ -107,6 +107,7 @@ def capabilities(config: AttentionConfig) -> Capabilities:
         rollback="snapshot" if config.window else "crop",
         accepts_kv=config.softcap is None,
         cross=config.softcap is None,
+        shares_kv=True,
     )
 
 

@@ -104,16 +104,24 @@ class LatentAttention(CachedAttention):
         return count * (2 * self.rank - self.nope - self.value) <= self.rank * (self.nope + self.value)
 
     def project(
-        self, x: Tensor, position: Tensor, recall: Recall | None = None, cross: Cross | None = None
+        self,
+        x: Tensor,
+        position: Tensor,
+        recall: Recall | None = None,
+        cross: Cross | None = None,
+        leaves: bool = True,
     ) -> tuple[list[Tensor], dict[str, Tensor], Attended | None]:
         """Queries (B, T, H, N + P) and the latents (B, T, R + P), both rotated."""
         q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x))) if self.compresses_queries else self.q_proj(x)
         q = q.unflatten(-1, (self.heads, -1))
+        turn = turns(position, self.rope, self.rope_theta, x.dtype) if self.rotary else None
+        if turn:
+            q = rotary(q, *turn, first=self.nope, interleave=self.interleave)
+        if not leaves:
+            return [q], {}, None
         latent = self.kv_a_proj_with_mqa(x)
         latent = torch.cat([self.kv_a_layernorm(latent[..., : self.rank]), latent[..., self.rank :]], -1)
-        if self.rotary:
-            turn = turns(position, self.rope, self.rope_theta, x.dtype)
-            q = rotary(q, *turn, first=self.nope, interleave=self.interleave)
+        if turn:
             latent = rotary(latent[:, :, None], *turn, first=self.rank, interleave=self.interleave)[:, :, 0]
         return [q], {"latent": latent}, None
 

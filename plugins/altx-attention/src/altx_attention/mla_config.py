@@ -72,4 +72,4 @@ class LatentAttentionConfig(Config):
 
 def capabilities(config: LatentAttentionConfig) -> Capabilities:
     """Everything but packing, which altx unpacks."""
-    return Capabilities(bidirectional=True, growth="linear", rollback="crop")
+    return Capabilities(bidirectional=True, growth="linear", rollback="crop", shares_kv=True)
