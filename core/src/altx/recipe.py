@@ -327,11 +327,11 @@ def _assign(data: dict[str, Any], path: str, value: Any) -> None:
 
 def dump(config: ModelConfig) -> dict[str, Any]:
     """A config as plain data, without what goes without saying: empty keys, and things that are there once."""
-    plain = {"repeat": 1, "kv_sharing": False}
+    implied = {"repeat": 1, "kv_sharing": False}
 
     def tidy(node: Any) -> Any:
         if isinstance(node, dict):
-            return {key: tidy(value) for key, value in node.items() if key not in plain or value != plain[key]}
+            return {key: tidy(value) for key, value in node.items() if key not in implied or value != implied[key]}
         return [tidy(item) for item in node] if isinstance(node, list) else node
 
     data: dict[str, Any] = tidy(config.model_dump(exclude_none=True))

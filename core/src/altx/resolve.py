@@ -295,8 +295,8 @@ class _Resolver:
                 )
             if body.targets[0].kv_sharing and not meet([branch.capabilities]).shares_kv:
                 raise CompositionError(
-                    f"{branch.part.path}: {branch.part} shares no keys and values, so later depths cannot look up those "
-                    "of the first",
+                    f"{branch.part.path}: {branch.part} shares no keys and values, so later depths cannot look up "
+                    "those of the first",
                     hint="stack attention and what looks at each token alone (feed-forwards), or leave out kv_sharing",
                 )
         able = [branch.capabilities for branch in targets]

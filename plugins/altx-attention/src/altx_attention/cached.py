@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
@@ -33,6 +33,20 @@ class Places(TypedDict):
     offset: Tensor | None
     document: Tensor | None
     slot_document: Tensor | None
+
+
+class Kept(NamedTuple):
+    """What later applications look up of the first.
+
+    Args:
+        slots: (B, S, ...) by name.
+        where: what each token of the call saw of them.
+        position: (B, T) of the call's tokens, each row's real ones first.
+    """
+
+    slots: Mapping[str, Tensor]
+    where: Places
+    position: Tensor
 
 
 class CachedAttention(Layer):
@@ -84,7 +98,7 @@ class CachedAttention(Layer):
             return Output(x, state)
         tokens = real_first(x, ctx)
         if ctx.shared_kv is not None and ctx.shared_kv.own is not None:
-            return self._again(tokens, ctx, *ctx.shared_kv.kept[self], ctx.shared_kv.own)
+            return self._again(tokens, ctx, ctx.shared_kv.kept[self], ctx.shared_kv.own)
         stand = places(tokens, ctx, state.seen if state else None, self.cache.document(state) if state else None)
         queries, leaves, far = self.project(tokens.x, stand.position, _asked(ctx, tokens), _across(ctx))
         where = Places(causal=ctx.causal, offset=None, document=stand.document, slot_document=stand.document)
@@ -98,22 +112,13 @@ class CachedAttention(Layer):
             document = stand.index.expand(len(x), -1) * 0 if stand.document is None else stand.document
             where["document"], where["slot_document"] = document, document.where(tokens.mask, -1)
         if ctx.shared_kv is not None:
-            ctx.shared_kv.kept[self] = leaves, where, stand.position.expand(len(x), -1)
+            ctx.shared_kv.kept[self] = Kept(leaves, where, stand.position.expand(len(x), -1))
         return Output(tokens.restore(self.attend(queries, leaves, where, far)), state)
 
-    def _again(
-        self,
-        tokens: RealFirst,
-        ctx: Context,
-        slots: Mapping[str, Tensor],
-        where: Places,
-        position: Tensor,
-        own: Tensor,
-    ) -> Output:
-        """Attention to what the first application saw, which had real tokens at `position` (B, S) first; each token
-        stands where its `own` (B, T) of them stood."""
+    def _again(self, tokens: RealFirst, ctx: Context, kept: Kept, own: Tensor) -> Output:
+        """Attention to what the first application saw; each token stands where its `own` (B, T) stood in that."""
         own = own if tokens.back is None else take(own, tokens.back.argsort(1))
-        count = position.shape[1]
+        count = kept.position.shape[1]
         # Those that are masked stand behind all others.
         place = own if tokens.mask is None else own.where(tokens.mask, count)
 
@@ -123,11 +128,11 @@ class CachedAttention(Layer):
             index = place.reshape(*place.shape, *[1] * (value.dim() - 2)).expand(-1, -1, *value.shape[2:])
             return value.new_zeros(len(value), count + 1, *value.shape[2:]).scatter(1, index, value)[:, :count]
 
-        turned, asked = take(position, own), _asked(ctx, tokens)
-        queries, _, far = self.project(tokens.x, turned, asked, _across(ctx), leaves=False)
+        position, asked = take(kept.position, own), _asked(ctx, tokens)
+        queries, _, far = self.project(tokens.x, position, asked, _across(ctx), leaves=False)
         if far is not None:
-            far = Attended(*(None if part is None else spread(part) for part in far))
-        y = self.attend([spread(query) for query in queries], slots, where, far)
+            far = Attended(spread(far.value), spread(far.weight), None if far.share is None else spread(far.share))
+        y = self.attend([spread(query) for query in queries], kept.slots, kept.where, far)
         return Output(tokens.restore(take(y, own)))
 
 
