@@ -324,7 +324,29 @@ class IgnoresTheGate(SelfAttention):
         return super().forward(x, ctx, state)
 
 
+class ForgetsTheFirst(MovingAverage):
+    """Declares that it is the same again for some of the tokens, and sees only those."""
+
+    capabilities = replace(MovingAverage.capabilities, shares_kv=True)
+
+
+class SeesTheLater(MovingAverage):
+    """Of the tokens that are applied again, others see what they are then."""
+
+    capabilities = replace(MovingAverage.capabilities, shares_kv=True)
+
+    def forward(self, x: Tensor, ctx: Context = FRESH, state: State | None = None) -> Output:
+        if ctx.shared_kv and ctx.shared_kv.own is None:
+            ctx.shared_kv.kept[self] = x
+        elif ctx.shared_kv:
+            first = ctx.shared_kv.kept[self]
+            x, ctx = first if ctx.mask is None else x.where(ctx.mask[..., None], first), ctx.replace(mask=None)
+        return super().forward(x, ctx, state)
+
+
 SPECIMENS = {
+    "kv-sharing": ForgetsTheFirst,
+    "kv-sharing (later)": SeesTheLater,
     "recall": HandsOverPadding,
     "recall (gate)": IgnoresTheGate,
     "causality": LooksAhead,

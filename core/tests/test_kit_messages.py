@@ -23,6 +23,7 @@ from altx.testing.partners import MovingAverage
 from altx.testing.trial import Trial
 
 SMALLEST = {
+    "kv-sharing": [". x"],
     "recall": [". x"],
     "causality": ["x | x"],
     "halves": ["x | x"],

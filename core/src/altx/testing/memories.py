@@ -1,4 +1,4 @@
-"""Laws of a bare memory, and of what joins one."""
+"""Laws of a bare memory, of what joins one, and of keys and values that serve more than once."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from altx.attach import KVAttach
-from altx.context import Context
+from altx.context import Context, SharedKV
 from altx.memory import Memory, attended
+from altx.model import Model
 from altx.state import State
 from altx.testing.case import Case, Failure, difference, state_difference
 from altx.testing.check import EXACT, Finding, law
@@ -133,3 +134,52 @@ def recall(case: Case, trial: Trial) -> Finding | None:
         ys.append(y)
     worst = max(difference(torch.cat(ys, 1), whole, "y with a state"), state_difference(state, end))
     return worst, EXACT, "with a memory, several calls differ from one"
+
+
+def _if_shares_kv(case: Case) -> str | None:
+    if isinstance(case.layer, Model) or not case.capabilities.shares_kv or case.capabilities.growth == "none":
+        return "shares no keys and values of its own"
+    return None
+
+
+OTHERS = "y at the other tokens"
+
+
+def _sharing_code(trial: Trial, label: str) -> str:
+    real = "" if trial.mask is not None else "mask = torch.ones_like(x[..., 0]).bool()\n"
+    code = f"""
+from altx.context import SharedKV
+
+{real}kv, own = SharedKV({{}}), torch.arange(x.shape[1]).expand(len(x), -1)
+first = layer(x, plain.replace(shared_kv=kv), start)
+again = ctx.replace(shared_kv=SharedKV(kv.kept, own))
+"""
+    if label == OTHERS:
+        return f"""{code}one = mask & (mask.cumsum(1) == 1)
+changed = layer(torch.where(one[..., None], {{other}}, x), again)
+found, wanted = changed.y[mask & ~one], first.y[mask & ~one]
+"""
+    return f"{code}found, wanted = layer(x, again).y[mask], first.y[mask]\n"
+
+
+@law(
+    "keys and values of the first application serve the later ones",
+    needs=("padding",),
+    applies=_if_shares_kv,
+    trials=lambda case: [Trial((".xx.xxx.", "xxxx...x")), Trial(("xxxxxx",))],
+    code=_sharing_code,
+)
+def kv_sharing(case: Case, trial: Trial) -> Finding | None:
+    x, state = case.x(trial), case.state(trial.batch) if case.streams else None
+    mask = torch.ones(trial.batch, trial.length, dtype=torch.bool) if trial.mask is None else trial.mask
+    kv, own = SharedKV({}), torch.arange(trial.length).expand(trial.batch, -1)
+    first = case.run(x, case.ctx.replace(shared_kv=kv), state)
+    again = case.ctx.replace(mask=trial.mask, shared_kv=SharedKV(kv.kept, own))
+    # Some of the tokens see what all saw, so what comes of them is the same.
+    some = difference(case.run(x, again).y[mask], first.y[mask], "y at the real tokens")
+    if some > EXACT:
+        return some, EXACT, "some of the tokens, applied again, do not see all that took part in the first application"
+    one = mask & (mask.cumsum(1) == 1)
+    changed = case.run(torch.where(one[..., None], case.other(x), x), again).y
+    others = difference(changed[mask & ~one], first.y[mask & ~one], OTHERS)
+    return others, EXACT, "what a token has become since the first application is seen by others"
