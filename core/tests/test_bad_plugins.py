@@ -127,6 +127,19 @@ def test_an_exception_names_the_plugin_and_the_others_work(neighbours, hole: str
     assert compose({"mixer": "good", "dim": 16}, plugins=registry).init_state(1) is not None
 
 
+@pytest.mark.parametrize("hole", ["build", "init_state"])
+@pytest.mark.parametrize(
+    "raises", ["raise MemoryError", 'raise RuntimeError("DefaultCPUAllocator: can\'t allocate memory")']
+)
+def test_what_does_not_fit_into_memory_is_to_be_made_smaller(neighbours, hole: str, raises: str) -> None:
+    with pytest.raises(BaseException) as caught:
+        compose({"mixer": "bad", "dim": 16}, plugins=neighbours(**{hole: raises})).init_state(1)
+    assert names_it(caught.value)
+    assert "memory ran out: use smaller settings" in "\n".join(
+        [str(caught.value), *getattr(caught.value, "__notes__", [])]
+    )
+
+
 @pytest.mark.parametrize("hole", ["import_", "hook", "capabilities", "build"])
 def test_ctrl_c_is_the_user_and_goes_through(neighbours, hole: str) -> None:
     with pytest.raises(KeyboardInterrupt):

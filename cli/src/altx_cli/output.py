@@ -231,13 +231,12 @@ def _installable(what: str) -> str:
 
 def _defect(error: BaseException) -> Exception | None:
     """What to tell of an exception in a component's own code, in a forward pass say; None if it is not from there."""
-    from altx.errors import BrokenPlugin, culprit, describe
+    from altx.errors import BrokenPlugin, culprit, describe, remedy
 
     if not (who := culprit(error)):
         return None
-    return BrokenPlugin(
-        f"{who} failed: {describe(error)}", hint=f"update it, or tell its authors; {DEBUG}=1 shows where"
-    )
+    hint = remedy(error, "update it, or tell its authors")
+    return BrokenPlugin(f"{who} failed: {describe(error)}", hint=f"{hint}; {DEBUG}=1 shows where")
 
 
 def _mendable(error: BaseException) -> bool:

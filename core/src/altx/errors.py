@@ -85,6 +85,14 @@ def describe(error: BaseException) -> str:
     return f"{name}: {printable(text.splitlines()[0])}" if text else name
 
 
+def remedy(error: BaseException, otherwise: str) -> str:
+    """What to do about an exception in a component's code: `otherwise`, where it is not that memory ran out."""
+    text = describe(error).lower()
+    if any(words in text for words in ("memoryerror", "outofmemory", "can't allocate memory", "bad_alloc")):
+        return f"memory ran out: use smaller settings, a smaller batch or shorter sequences; else {otherwise}"
+    return otherwise
+
+
 def culprit(error: BaseException) -> str:
     """The component of a plugin in whose code an exception was raised, with plugin and version; empty if in none."""
     found = ""

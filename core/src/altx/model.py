@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from altx.block import make_norm
 from altx.config import ClassifierHead, LanguageModelHead, ModelConfig, TokensInput
 from altx.context import Context
-from altx.errors import BrokenPlugin, UnsupportedContext, culprit, describe
+from altx.errors import BrokenPlugin, UnsupportedContext, culprit, describe, remedy
 from altx.layer import FRESH, Component, Layer, Output, descendants, scoped
 from altx.state import State
 
@@ -79,7 +79,7 @@ class Model(Component):
                     # Such as SystemExit, which would end the program without a word.
                     what = f"{who}: its init_state raised {describe(error)}"
                     raise BrokenPlugin(what, hint="tell its authors, or use another version") from error
-                error.add_note(f"raised in {who}; tell its authors, or use another version")
+                error.add_note(f"raised in {who}; {remedy(error, 'tell its authors, or use another version')}")
             raise
 
     def forward(self, inputs: Tensor, ctx: Context = FRESH, state: State | None = None) -> Output:

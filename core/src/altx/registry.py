@@ -22,7 +22,7 @@ import pluggy
 
 from altx import hookspecs
 from altx.discovery import ALLOW, BUILTIN, GROUP, Plugin, discover, exists
-from altx.errors import AltxError, AmbiguousComponent, BrokenPlugin, UnknownComponent, describe, shown
+from altx.errors import AltxError, AmbiguousComponent, BrokenPlugin, UnknownComponent, describe, remedy, shown
 from altx.spec import API_VERSION, ComponentSpec, FeedForwardSpec, Kind, MemorySpec, MixerSpec, RouterSpec
 
 __all__ = ["GROUP", "KINDS", "Component", "Kind", "Plugin", "Registry", "default", "describe"]
@@ -99,7 +99,7 @@ class Component:
                 raise
             raise _renamed(raised, f"{self}: {raised.what}") from raised
         except BaseException as raised:
-            hint = hint or self.remedy
+            hint = hint or remedy(raised, self.remedy)
             raise error(f"{what}: {describe(raised)}", hint=f"{hint}\n{SEE_WHERE}") from raised
 
     @property
