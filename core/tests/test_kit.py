@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import specimens
 import torch
+from torch import Tensor
 
+from altx.capabilities import Capabilities, Growth
+from altx.context import Context
 from altx.errors import ConfigError
-from altx.layer import FRESH
+from altx.layer import FRESH, Layer, Output
+from altx.layout import append
+from altx.recursion import Recursion
+from altx.routed import Routed
+from altx.state import Leaf, State
 from altx.testing import CHECKS, Result, check_component, run
 from altx.testing.case import Subject
 from altx.testing.graphs import Chained
@@ -26,6 +34,7 @@ def test_a_right_mixer_passes_every_check() -> None:
     assert {r.check for r in results if r.status == "skipped"} == {
         "scan",
         "recall",
+        "kv-sharing",
         "graph",
         "graph-refused",
         "initialisation",
@@ -70,6 +79,63 @@ def test_a_router_that_counts_padding_fails_exactly_statistics(count_padding: bo
 
     results = run(Subject("router", build))
     assert failed(results) == (["statistics"] if count_padding else []), [r for r in results if r.status == "failed"]
+
+
+class Lists(MovingAverage):
+    """Keeps every real token, and `more` slots besides for each."""
+
+    capabilities = Capabilities(growth="linear", rollback="snapshot")
+    more = 0
+
+    def init_state(self, batch: int, capacity: int | None = None, **options: Any) -> State:
+        state = super().init_state(batch, **options)
+        slots = state["h"].new_zeros(batch, capacity or 0)
+        return State({**state.leaves, "x": slots}, {**state.spec, "x": Leaf(seq_dim=1)}, seen=state.seen)
+
+    def forward(self, x: Tensor, ctx: Context = FRESH, state: State | None = None) -> Output:
+        out = super().forward(x, ctx, state)
+        if state is None or out.state is None or not x.shape[1]:
+            return out
+        assert state.seen is not None
+        kept = append(state["x"], x[..., 0], state.seen, ctx.mask)
+        return replace(out, state=out.state.replace(x=torch.nn.functional.pad(kept, (0, self.more * x.shape[1]))))
+
+
+@pytest.mark.parametrize(
+    ("more", "declared", "fails"), [(0, "linear", False), (3, "linear", True), (0, "window", True)]
+)
+@pytest.mark.parametrize("over", ["targets", "depths"])
+def test_under_a_router_a_state_grows_by_at_most_what_is_declared(
+    over: str, more: int, declared: Growth, fails: bool
+) -> None:
+    class Kept(Lists):
+        capabilities = replace(Lists.capabilities, growth=declared)
+
+    Kept.more = more
+
+    def build() -> Layer:
+        router = specimens.CountingRouter(specimens.DIM, 3)
+        if over == "targets":
+            return Routed(router, [Kept(specimens.DIM), MovingAverage(specimens.DIM), Kept(specimens.DIM)], "mixers")
+        return Recursion(router, Kept(specimens.DIM), 3)
+
+    (found,) = (result for result in run(Subject("kept", build), ["growth"]) if result.check == "growth")
+    assert found.status == ("failed" if fails else "passed"), found
+    if fails:
+        assert f"declares growth {declared!r}" in found.message
+        assert (declared == "linear") == ("of at most" in found.example)
+
+
+@pytest.mark.parametrize("over", ["targets", "depths"])
+def test_under_a_router_a_constant_state_does_not_pass_for_one_that_grows(over: str) -> None:
+    def build() -> Layer:
+        router = specimens.CountingRouter(specimens.DIM, 3)
+        parts = [specimens.OverstatesGrowth(specimens.DIM) for _ in range(3)]
+        return Routed(router, parts, "mixers") if over == "targets" else Recursion(router, parts[0], 3)
+
+    assert [result.check for result in run(Subject("kept", build), ["growth"]) if result.status == "failed"] == [
+        "growth"
+    ]
 
 
 def test_a_composer_that_overwrites_initial_weights_fails_exactly_initialisation() -> None:

@@ -299,6 +299,8 @@ class _Resolver:
                     "those of the first",
                     hint="stack attention and what looks at each token alone (feed-forwards), or leave out kv_sharing",
                 )
+            if branch.capabilities.growth == "linear":
+                self.note(f"{router}: what it keeps tokens from grows with its own alone, so states are at most as shown")
         able = [branch.capabilities for branch in targets]
         whole = recursed(capabilities, meet(able)) if depths else routed(capabilities, able)
         return Branch(
