@@ -11,7 +11,7 @@ import torch
 from altx.adapters import Unpack
 from altx.compose import compose
 from altx.context import Context, Cross, Graph
-from altx.errors import UnsupportedContext
+from altx.errors import StateError, UnsupportedContext
 from altx.model import Model
 from altx.registry import Registry
 
@@ -108,6 +108,19 @@ def test_the_longest_of_packed_sequences_counts_against_the_longest_that_is_acce
     for ctx, longest in ((Context(cu_seqlens=torch.tensor([0, 5, 6])), 5), (Context(), 6)):
         with pytest.raises(UnsupportedContext, match=f"{longest} tokens are more than the 4 that"):
             model(text, ctx)
+
+
+@pytest.mark.parametrize(("size", "words"), [({"batch": -1}, "-1 rows"), ({"batch": 1, "capacity": -2}, "room for -2")])
+def test_a_state_of_less_than_nothing_is_refused(toy: Registry, size: dict[str, int], words: str) -> None:
+    model = compose({"mixer": "average", "dim": 16}, plugins=toy)
+    with pytest.raises(StateError, match=words):
+        model.init_state(**size)
+
+
+def test_a_state_without_rows_or_room_is_one(toy: Registry) -> None:
+    model = compose({"mixer": "average", "dim": 16}, plugins=toy)
+    out = model(torch.zeros(0, 3, dtype=torch.int64), state=model.init_state(0, capacity=0))
+    assert out.y.shape[:2] == (0, 3) and out.state is not None
 
 
 def test_a_state_of_another_batch_is_refused(toy: Registry) -> None:

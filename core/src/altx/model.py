@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from altx.block import make_norm
 from altx.config import ClassifierHead, LanguageModelHead, ModelConfig, TokensInput
 from altx.context import Context
-from altx.errors import BrokenPlugin, UnsupportedContext, culprit, describe, remedy
+from altx.errors import BrokenPlugin, StateError, UnsupportedContext, culprit, describe, remedy
 from altx.layer import FRESH, Component, Layer, Output, descendants, scoped
 from altx.state import State
 
@@ -62,11 +62,15 @@ class Model(Component):
 
         Raises:
             UnsupportedContext: if the model cannot stream.
+            StateError: if there cannot be so many rows, or so much room.
 
         What a plugin's code raises goes through, with a note that names the plugin.
         """
         if self.capabilities.streaming == "none":
             raise UnsupportedContext("this model does not stream: some of its layers look at the whole sequence")
+        if batch < 0 or (capacity or 0) < 0:
+            what = f"{batch} rows" if batch < 0 else f"room for {capacity} tokens"
+            raise StateError(f"there is no state with {what}", hint="pass 0 or more")
         weight = next(self.parameters())
         device, dtype = device or weight.device, dtype or weight.dtype
         try:
