@@ -135,6 +135,15 @@ def test_the_traceback_is_there_for_who_asks(altx, bad, monkeypatch) -> None:
     assert "error: mixer 'bad' of altx-bad 0.3 failed: KeyError: 'boom'" in result.stderr
 
 
+def test_an_error_that_a_user_can_mend_is_told_with_the_component_that_raised_it(altx, bad) -> None:
+    bad(forward="from altx.errors import AltxError; raise AltxError('the store is full', hint='empty it')")
+    result = altx("compose", "--mixer", "bad", "--dim", 16, "--layers", 1, "--no-prove")
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-3:] == [
+        "error: the store is full", "  empty it", "  (raised in mixer 'bad' of altx-bad 0.3)"
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("value", ["!!python/object/apply:os.system [x]", "&a [*a]", "9" * 5000, "0x_", "["])
 def test_a_setting_on_the_command_line_is_plain_data_too(altx, value: str) -> None:
     result = altx("compose", "--mixer", "average", "--set", f"average.rate={value}")

@@ -179,7 +179,7 @@ def reporting(as_json: bool = False) -> Iterator[None]:
                 if os.environ.get(DEBUG):
                     traceback.print_exc()
                 what, hint = getattr(error, "what", str(error)), getattr(error, "hint", "")
-                hint = "\n".join(filter(None, [hint, _installable(what)]))
+                hint = "\n".join(filter(None, [hint, _installable(what), _origin(raised, what)]))
                 if as_json:
                     emit({"error": {"kind": type(error).__name__, "what": what, "hint": hint}})
                 else:
@@ -237,6 +237,14 @@ def _defect(error: BaseException) -> Exception | None:
         return None
     hint = remedy(error, "update it, or tell its authors")
     return BrokenPlugin(f"{who} failed: {describe(error)}", hint=f"{hint}; {DEBUG}=1 shows where")
+
+
+def _origin(error: BaseException, what: str) -> str:
+    """In which component's code, of which version, an error was raised; empty if it was in none or its words say so."""
+    from altx.errors import culprit
+
+    who = culprit(error)
+    return f"(raised in {who})" if who and who not in what else ""
 
 
 def _mendable(error: BaseException) -> bool:
