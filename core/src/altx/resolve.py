@@ -300,7 +300,7 @@ class _Resolver:
                     hint="stack attention and what looks at each token alone (feed-forwards), or leave out kv_sharing",
                 )
             if branch.capabilities.growth == "linear":
-                self.note(f"{router}: what it keeps tokens from grows with its own alone, so states are at most as shown")
+                self.note(f"{router}: what it keeps tokens from does not grow with these: states are at most as shown")
         able = [branch.capabilities for branch in targets]
         whole = recursed(capabilities, meet(able)) if depths else routed(capabilities, able)
         return Branch(

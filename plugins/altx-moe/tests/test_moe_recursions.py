@@ -228,6 +228,8 @@ REFUSED = [
     ({"choice": "token", "score": "tanh"}, "with choice token score is one of softmax, sigmoid, not tanh"),
     ({"choice": "token", "predictor": "mlp"}, "predictor means nothing with choice token"),
     ({"bias_rate": 0.1}, "bias_rate means nothing with choice expert"),
+    ({"balance_warmup_steps": 5}, "balance_warmup_steps means nothing with choice expert"),
+    ({"choice": "token", "capacity_warmup_steps": 5}, "capacity_warmup_steps means nothing with choice token"),
 ]
 
 

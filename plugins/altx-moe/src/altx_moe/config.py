@@ -147,6 +147,9 @@ class RecursionsConfig(BalancedConfig):
     capacity: list[float] | None = Field(
         None, description="expert: share of a row's tokens at each depth; null: 1, (N - 1) / N, ... for N depths"
     )
+    capacity_warmup_steps: int = Field(
+        0, ge=0, description="expert: optimizer steps in which shares fall from 1 to the capacity, along a cosine"
+    )
     score: Literal["sigmoid", "tanh", "softmax"] | None = Field(
         None,
         description="from logits to weights: sigmoid or tanh (expert), softmax or sigmoid (token); null: the first",
@@ -157,14 +160,24 @@ class RecursionsConfig(BalancedConfig):
     predictor: Literal["gate", "mlp"] = Field(
         "gate", description="expert: what says in a stream which tokens would go on; as in mixture-of-depths"
     )
-    predictor_weight: float = Field(0.01, gt=0, description="expert: recommended weight of the predictor's loss")
-    balance_weight: float = Field(0.01, ge=0, description="token: recommended weight of the load-balance loss")
+    predictor_weight: float = Field(0.001, gt=0, description="expert: recommended weight of the predictor's loss")
+    balance_weight: float = Field(0.1, ge=0, description="token: recommended weight of the load-balance loss")
     z_weight: float = Field(0.0, ge=0, description="recommended weight of the z-loss, which keeps logits small")
-    bias_rate: float = Field(0.0, ge=0, description="token: step of the bias that balances without a loss; 0 for none")
+    bias_rate: float = Field(
+        0.0, ge=0, description="token: step of the bias that balances without a loss, 0.001 in the paper; 0 for none"
+    )
+    balance_warmup_steps: int = Field(
+        0,
+        ge=0,
+        description="token: optimizer steps in which every token goes to the last depth, before any is balanced",
+    )
 
     @model_validator(mode="after")
     def _of_one_choice(self) -> Self:
-        others = {"expert": ("balance_weight", "bias_rate"), "token": ("capacity", "predictor", "predictor_weight")}
+        others = {
+            "expert": ("balance_weight", "bias_rate", "balance_warmup_steps"),
+            "token": ("capacity", "capacity_warmup_steps", "predictor", "predictor_weight"),
+        }
         for name in others[self.choice]:
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} means nothing with choice {self.choice}; leave it out")
@@ -182,10 +195,9 @@ class RecursionsConfig(BalancedConfig):
         if self.capacity is not None and len(self.capacity) != n:
             raise ValueError(f"capacity lists {len(self.capacity)} shares; give one for each of the {n} depths")
 
-    def shares(self, n: int) -> list[float]:
-        """Of the tokens that are left before each of n depths, the share that it uses."""
-        capacity = self.capacity or [(n - depth) / n for depth in range(n)]
-        return [share / before for before, share in zip([1.0, *capacity], capacity, strict=False)]
+    def capacities(self, n: int) -> list[float]:
+        """Of a row's tokens the share that each of n depths uses."""
+        return self.capacity or [(n - depth) / n for depth in range(n)]
 
     @property
     def factor(self) -> float:

@@ -71,7 +71,7 @@ class Depths(Router):
         return Route(n, token, target, weight.flatten(), losses, measured)
 
 
-def highest(logits: Tensor, open_: Tensor, share: float) -> Tensor:
+def highest(logits: Tensor, open_: Tensor, share: float | Tensor) -> Tensor:
     """(B, T, n) bool: the tokens of each row that score highest, a share of the open ones, rounded up.
 
     Args:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from altx.context import Context
-from altx.layer import FRESH
+from altx.layer import FRESH, StepInfo
 from altx.router import Route, Router, Targets
 from altx.spec import BuildContext
 from altx.state import State
@@ -25,17 +25,23 @@ class Recursions(Router):
     the gate itself, whose logit then is above 0 (the paper's auxiliary loss), or with predictor mlp a small network
     that trains nothing else (its auxiliary router). At a depth whose capacity leaves out nobody nobody is asked.
 
+    For `capacity_warmup_steps` w, in training, a depth of capacity c has c + (1 - c) (1 + cos(pi step / w)) / 2 after
+    so many optimizer steps (calls in the authors' code, which alone has this).
+
     Args:
-        config: shares, scores and predictor.
+        config: capacities, scores and predictor.
         dim: model width D.
         n: number of depths.
     """
+
+    step: Tensor | None
 
     def __init__(self, config: RecursionsConfig, dim: int, n: int) -> None:
         super().__init__()
         self.config = config
         self.capabilities = recursions_capabilities(config)
-        self.shares = config.shares(n)
+        self.capacity = config.capacities(n)
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64) if config.capacity_warmup_steps else None)
         self.weight = nn.Parameter(torch.empty(n, dim))
         nn.init.normal_(self.weight, std=0.02)
         self.bias = nn.Parameter(torch.zeros(n)) if config.predictor == "gate" else None
@@ -55,10 +61,10 @@ class Recursions(Router):
         if targets.alive is not None:
             open_ = open_ & targets.alive[depth]
         guess = self.predictors[depth](real(x, ctx).detach()).to(logits.dtype) if self.predictors else logits
-        share = self.shares[depth]
+        share = self._share(depth)
         predicted = open_ & (guess > 0)
         causal = ctx.causal and not self.training
-        if share == 1:
+        if not isinstance(share, Tensor) and share == 1:
             used = open_
         else:
             used = predicted if causal else highest(logits.detach(), open_, share)
@@ -77,9 +83,55 @@ class Recursions(Router):
             measured["predicted"] = (open_ & (predicted == used)).sum() / open_.sum().clamp(min=1) / n
         return Route(n, token, target, weight.flatten(), losses, measured)
 
+    def _share(self, depth: int) -> float | Tensor:
+        """Of the tokens that are left before a depth, the share that it uses."""
+        capacity, before = self.capacity[depth], self.capacity[depth - 1] if depth else 1.0
+        if self.step is None or not self.training:
+            return capacity / before
+        done = (self.step.double() / self.config.capacity_warmup_steps).clamp(max=1)
+        rest = (1 + torch.cos(torch.pi * done)) / 2
+        return (capacity + (1 - capacity) * rest) / (before + (1 - before) * rest)
+
+    @torch.no_grad()
+    def on_step(self, info: StepInfo) -> None:
+        if self.step is not None:
+            self.step.fill_(info.step)
+
+
+class TokenChoice(TopK):
+    """Mixture of recursions by token choice (section 2.2.1, equation 2.3): a depth is a target like any other.
+
+    For `balance_warmup_steps` optimizer steps, in training, every token goes to the last depth, weighted as always, and
+    the bias stays 0 (calls in the authors' code, which alone has this).
+
+    Args:
+        config: scores and balancing.
+        dim: model width D.
+        n: number of depths.
+    """
+
+    step: Tensor | None
+
+    def __init__(self, config: RecursionsConfig, dim: int, n: int) -> None:
+        super().__init__(config.by_token, dim, n)
+        self.warmup = config.balance_warmup_steps
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64) if self.warmup else None)
+
+    def _pick(self, scores: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
+        if self.step is not None and self.training:
+            deepest = torch.arange(targets.n, device=scores.device).to(scores).expand_as(scores)
+            scores = torch.where(self.step < self.warmup, deepest, scores)
+        return super()._pick(scores, targets)
+
+    @torch.no_grad()
+    def on_step(self, info: StepInfo) -> None:
+        if self.step is not None:
+            self.step.fill_(info.step)
+        if info.step > self.warmup:  # Before, what the metrics tell is of the warm-up.
+            super().on_step(info)
+
 
 def build(config: RecursionsConfig, ctx: BuildContext) -> Router:
     if config.choice == "token":
-        # By token choice a depth is a target like any other (the paper's equation 2.3).
-        return TopK(config.by_token, ctx.dim, ctx.num_targets)
+        return TokenChoice(config, ctx.dim, ctx.num_targets)
     return Recursions(config, ctx.dim, ctx.num_targets)
