@@ -172,6 +172,38 @@ def test_a_truncated_checkpoint_is_refused_and_the_one_before_serves(tmp_path, w
     assert losses(run) == whole
 
 
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("run.json", ('"parameters"', '"parametres"'), r"run\.json: parameters: field required"),
+        ("run.json", ('"evaluation": "', '"evaluation": ["'), "not a run: run.json is not JSON"),
+        ("run.json", ('"path": "', '"path": 3, "was": "'), r"run\.json: text\.path: input should be a valid string"),
+        ("run.json", ('{', '{"a": ' + 5000 * "["), "not a run: run.json is not JSON"),
+        ("metrics.jsonl", ('"held_out": ', '"held_out": [0], "was": '), r"metrics\.jsonl: line 4 is damaged.*step 6"),
+        ("metrics.jsonl", ('{"step": 5', '{"steps": 5'), r"metrics\.jsonl: line 6 is damaged.*step 6"),
+        ("metrics.jsonl", ('{"step": 6', '{"step": 7'), r"metrics\.jsonl: ends with step 5, and the checkpoint is of"),
+        ("checkpoints/step-00000006/trainer.json", ('"seconds": ', '"seconds": 1e300, "was": '), "1e.300 seconds"),
+        ("checkpoints/step-00000006/trainer.json", ('"step": 6', '"step": 1e999'), "damaged or cut short"),
+        ("checkpoints/step-00000006/trainer.safetensors", ("exp_avg_sq/i", "exp_avg_sb/i"), "exp_avg_sb, step"),
+    ],
+)  # fmt: skip
+def test_a_run_whose_files_were_changed_is_refused_as_it_is(tmp_path, write_model, prose, file, change, message):
+    run = tmp_path / "run"
+    train(write_model(), text=prose, out=run, **QUICK)
+    content = (run / file).read_bytes()
+    assert change[0].encode() in content
+    (run / file).write_bytes(content.replace(change[0].encode(), change[1].encode(), 1))
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(AltxError, match=message):
+        train(run, resume=True, steps=8)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_text_that_never_ends_is_refused(write_model, tmp_path):
+    with pytest.raises(AltxError, match="/dev/zero: not a file"):
+        train(write_model(), text="/dev/zero", out=tmp_path / "run", **QUICK)
+
+
 def test_the_options_show_the_settings_own_defaults():
     shown = {name: p.annotation for name, p in inspect.signature(train).parameters.items()}
     for name, field in Settings.model_fields.items():

@@ -28,6 +28,7 @@ class Log:
     """
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         self._file = path.open("a+b")
         try:
             if fcntl is not None:
@@ -52,14 +53,24 @@ class Log:
         os.fsync(self._file.fileno())
 
     def cut(self, step: int) -> None:
-        """Forget what came after a step, a half-written line included."""
-        keep = 0
+        """Forget what came after a step, a half-written line included.
+
+        Raises:
+            AltxError: if the log does not hold all that came before; it is left as it is.
+        """
+        keep = last = 0
         self._file.seek(0)
-        for line in self._file:
+        for number, line in enumerate(self._file, 1):
             record = _parse(line)
+            if record is None and last < step:
+                raise AltxError(
+                    f"{self.path}: line {number} is damaged, and the checkpoint of step {step} comes after it"
+                )
             if record is None or record["step"] > step:
                 break
-            keep += len(line)
+            keep, last = keep + len(line), record["step"]
+        if last < step:
+            raise AltxError(f"{self.path}: ends with step {last}, and the checkpoint is of step {step}")
         self._file.truncate(keep)
 
     def evaluations(self) -> list[tuple[int, float]]:
@@ -73,6 +84,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     """A line's record, or None if it is not a whole one."""
     try:
         record = json.loads(line) if line.endswith(b"\n") else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
+    whole = isinstance(record, dict) and type(record.get("step")) is int and type(record.get("held_out", 0.0)) is float
+    return record if whole else None

@@ -11,6 +11,9 @@ from torch.optim import Optimizer
 
 from altx.errors import CheckpointError
 
+KEYS = {"exp_avg", "exp_avg_sq", "step"}
+"""What AdamW keeps of a parameter."""
+
 
 def _named(optimizer: Optimizer) -> Iterator[tuple[str, Tensor]]:
     """Parameters by the names that `altx.optim.optimizer_groups` gives them."""
@@ -38,11 +41,15 @@ def unpack(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
     for key_and_name, tensor in tensors.items():
         key, _, name = key_and_name.partition("/")
         parameter = parameters.get(name)
-        if parameter is None or (tensor.dim() and tensor.shape != parameter.shape):
+        if parameter is None or tensor.shape != (() if key == "step" else parameter.shape):
             raise CheckpointError(
                 f"the optimizer's state has {key_and_name!r} {tuple(tensor.shape)}, which fits nothing"
             )
         # A step count stays on the CPU; moments live, laid out alike, beside their parameter.
         own = torch.empty_like(parameter).copy_(tensor) if key != "step" else tensor.clone()
         state.setdefault(parameter, {})[key] = own
+    for name, parameter in parameters.items():
+        if parameter in state and state[parameter].keys() != KEYS:
+            raise CheckpointError(f"the optimizer's state of {name!r} has {', '.join(sorted(state[parameter]))}",
+                                  hint=f"it needs {', '.join(sorted(KEYS))}")  # fmt: skip
     optimizer.state.update(state)

@@ -48,7 +48,7 @@ class Display:
         """Show a step's record, as it goes to the log. seconds: how long it took."""
         self.busy += seconds
         done = record["step"] - self.start
-        speed = done * self.tokens / self.busy
+        speed = done * self.tokens / self.busy if self.busy else 0.0
         text = f"loss {record['loss']:.3f}  {record['bits_per_byte']:.3f} bits/byte  {speed:,.0f} tokens/s"
         if (load := max_load(record.get("metrics", {}))) is not None:
             text += f"  max load {load:.2f}"

@@ -140,7 +140,7 @@ def read_record(path: Path) -> dict[str, Any]:
         record = json.loads((path / RECORD).read_text("utf-8"))
     except OSError as error:
         raise AltxError(f"{path}: not a run: {RECORD}: {error.strerror}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise AltxError(f"{path}: not a run: {RECORD} is not JSON") from None
     if not isinstance(record, dict) or record.pop("altx_run", None) != SCHEMA:
         raise AltxError(f"{path}: not a run: {RECORD} was not written by this version of altx train")

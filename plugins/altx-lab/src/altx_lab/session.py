@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ValidationError
 
 from altx import __version__, recipe, registry
 from altx.compose import compose
@@ -23,6 +24,24 @@ from altx_lab.progress import Display
 from altx_lab.run import Run, damaged, resume_command, step_of
 from altx_lab.settings import FIXED, Settings
 from altx_lab.trainer import Diverged, Trainer, require_byte_model
+
+
+class TextRecord(BaseModel, strict=True):
+    name: str
+    path: str | None
+    component: str | None = None
+    sha256: str
+    bytes: int
+
+
+class Record(BaseModel, strict=True):
+    """What going on with a run reads in its run.json."""
+
+    settings: dict[str, Any]
+    text: TextRecord
+    parameters: int
+    evaluation: str
+    changes: list[Any] = []
 
 
 def start(
@@ -95,6 +114,7 @@ def resume(
         AltxError: as `start`; also if the run or its text is not what it was.
     """
     with Run.open(path) as run:
+        _require_whole(run)
         old = validate(Settings, run.record.get("settings", {}), path=f"{path}/run.json")
         settings = validate(Settings, {**old.model_dump(), **options})
         for name in FIXED:
@@ -113,16 +133,28 @@ def resume(
         trainer = Trainer(model.to(device), source, settings)
         try:
             trainer.restore(files)
+            if trainer.step != step_of(newest):
+                raise AltxError(f"holds the trainer's state of step {trainer.step}")
+            run.log.cut(trainer.step)
         except AltxError as error:
             raise damaged(newest, error) from None
-        if trainer.step != step_of(newest):
-            raise damaged(newest, AltxError(f"holds the trainer's state of step {trainer.step}"))
         if settings != old:
             change = {"step": trainer.step, "from": old.model_dump()}
             changes = [*run.record.get("changes", []), change]
             run.update({**run.record, "settings": settings.model_dump(), "changes": changes})
-        run.log.cut(trainer.step)
         _finish(run, trainer)
+
+
+def _require_whole(run: Run) -> None:
+    """Raise AltxError if run.json does not say what going on with the run needs to know."""
+    try:
+        Record.model_validate(run.record)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise AltxError(
+            f"{run.path}/run.json: {'.'.join(map(str, first['loc']))}: {first['msg'][0].lower()}{first['msg'][1:]}",
+            hint="put back what altx train wrote there, or start the run again",
+        ) from None
 
 
 def _finish(run: Run, trainer: Trainer) -> None:

@@ -105,6 +105,8 @@ def load(source: str | Path | None, plugins: Registry | None = None) -> Text:
                 hint=f"installed: {known or 'none'}; altx list --kind text",
             )
     path = Path(source)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise AltxError(f"{path}: not a file of which the whole can be read again", hint="write the text to one")
     try:
         data = path.read_bytes()
     except OSError as error:

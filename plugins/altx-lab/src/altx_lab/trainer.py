@@ -26,6 +26,7 @@ from altx_lab.settings import Settings, rate
 BETAS = (0.9, 0.95)
 CLIP = 1.0
 MOMENTS, SCALARS = "trainer.safetensors", "trainer.json"
+MOST_SECONDS = 1e12
 MAX_LOGGED = 64
 """Metrics with more values than this are left out of the log."""
 
@@ -145,8 +146,10 @@ class Trainer:
             scalars = json.loads(files[SCALARS])
             self.step, self.seconds = int(scalars["step"]), float(scalars["seconds"])
             tensors = safetensors.torch.load(files[MOMENTS])
-        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        except (SafetensorError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise CheckpointError(f"the trainer's state is damaged or cut short: {error}") from None
+        if not 0 <= self.seconds < MOST_SECONDS:
+            raise CheckpointError(f"the trainer's state is damaged: {self.seconds} seconds of training")
         optimizer_state.unpack(self.optimizer, tensors)
 
 
