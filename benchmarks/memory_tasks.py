@@ -12,7 +12,7 @@ three layers of LSTM, 256 wide (the paper's width).
 
 recall: 8 pairs of a key and a value, then every key again in another order; the part of the values that follow rightly.
 Two blocks of LSTM and feed-forward, 64 wide, the second with a memory attached, that of the DNC or the Neural State
-Machine; the control, 80 wide, has more parameters and no memory.
+Machine, once token by token and once as its defaults are; the control, 80 wide, has more parameters and no memory.
 
 needle: 4 keys, each with its value behind it, somewhere in filler, 16 tokens of filler more, and the 4 keys in another
 order; the part of the values that follow rightly. Two blocks of attention and feed-forward, 32 wide, the first over 2
@@ -122,7 +122,7 @@ def recall_batch(batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor
 
 
 def recall_model(name: str, seed: int) -> Model:
-    """`dnc`, `nsm`, or the control `lstm`."""
+    """`dnc`, `nsm`, `nsm-default`, or the control `lstm`."""
     plain = {
         "mixer": "lstm", "layers": 2, "input": {"kind": "tokens", "vocab": 2 * KEYS},
         "head": {"kind": "language-model", "tie": False},
@@ -132,6 +132,7 @@ def recall_model(name: str, seed: int) -> Model:
     memory = {
         "dnc": {"name": "dnc", "slots": 32, "width": 32, "read_heads": 1},
         "nsm": {"name": "nsm", "slots": 64, "width": 32, "chunk": 1},
+        "nsm-default": {"name": "nsm"},
     }[name]
     return compose({**plain, "dim": 64, "memory": ["none", memory]}, seed=seed, plugins=PLUGINS)
 
@@ -233,7 +234,7 @@ def needle(name: str, seed: int, steps: int, every: int = 100) -> dict[str, Any]
 
 TASKS = {
     "copy": (copy, ("ntm", "lstm"), 30_000),
-    "recall": (recall, ("dnc", "nsm", "lstm"), 1_500),
+    "recall": (recall, ("dnc", "nsm", "nsm-default", "lstm"), 1_500),
     "needle": (needle, ("titans", "attention"), 1_500),
 }
 """By name: how to train, the models, and steps."""

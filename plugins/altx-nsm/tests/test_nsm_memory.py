@@ -50,8 +50,8 @@ def unit(s: torch.Tensor) -> torch.Tensor:
     return rms(s, torch.ones_like(s)) / len(s) ** 0.5
 
 
-def equations(nsm: NSM, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """One row x (T, D), state by state: the values (T, D) and the states after the last whole chunk (S, 2 W).
+def equations(nsm: NSM, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """One row x (T, D), state by state: values read (T, D), keys and values (S, W) after the last whole chunk.
 
     The update is PyTorch's own GRUCell, the attention among states its own multi-head attention.
     """
@@ -68,7 +68,8 @@ def equations(nsm: NSM, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         share = share / share.sum()
         values.append(nsm.out_proj.weight @ sum(a * states[i] for a, i in zip(share, chosen, strict=True)))
         for a, i in zip(share, chosen, strict=True):
-            told[i].append((a, query, nsm.v_proj.weight @ token, a * torch.sigmoid(nsm.write_gate(token))))
+            write = a * torch.sigmoid(nsm.write_gate(token))
+            told[i].append((write, query, nsm.v_proj.weight @ token, write))
         if (t + 1) % c.chunk:
             continue
         changed, strength = list(states), {}
@@ -85,7 +86,7 @@ def equations(nsm: NSM, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         )  # fmt: skip
         states = [s + strength.get(i, 0) * heard[i, 0] for i, s in enumerate(changed)]
         told = [[] for _ in range(c.slots)]
-    return torch.stack(values), torch.cat([torch.stack(keys), torch.stack(states)], -1)
+    return torch.stack(values), torch.stack(keys), torch.stack(states)
 
 
 @pytest.mark.parametrize("settings", CONFIGS, ids=str)
@@ -94,13 +95,13 @@ def test_scan_is_the_equations_with_the_same_gradients(settings):
     rows = [equations(nsm, row) for row in x]
     out = nsm.scan(x, nsm.init_state(2))
     results = [
-        (out.read.value, out.state["slots"]),
-        (torch.stack([value for value, _ in rows]), torch.stack([states for _, states in rows])),
+        (out.read.value, out.state["keys"], out.state["values"]),
+        tuple(torch.stack(each) for each in zip(*rows, strict=True)),
     ]
     gradients = []
-    for value, states in results:
+    for result in results:
         torch.manual_seed(2)
-        loss = (value * torch.randn_like(value)).sum() + (states * torch.randn_like(states)).sum()
+        loss = sum((each * torch.randn_like(each)).sum() for each in result)
         gradients.append(torch.autograd.grad(loss, [x, *nsm.parameters()]))
     for ours, wanted in [*zip(*results, strict=True), *zip(*gradients, strict=True)]:
         torch.testing.assert_close(ours, wanted, rtol=1e-9, atol=1e-9)
@@ -164,10 +165,26 @@ def test_no_token_of_a_chunk_sees_another_of_it_and_the_next_chunk_sees_all():
 def test_repeating_a_chunks_tokens_writes_the_same():
     once, twice, x = make(chunk=3), make(chunk=6), tokens(1, 3)
     twice.load_state_dict(once.state_dict())
-    first = once.scan(x, once.init_state(1)).state["slots"]
-    again = twice.scan(torch.cat([x, x], 1), twice.init_state(1)).state["slots"]
-    assert not torch.equal(first[0], once.initial)
-    torch.testing.assert_close(again, first, rtol=1e-12, atol=1e-12)
+    first = once.scan(x, once.init_state(1)).state
+    again = twice.scan(torch.cat([x, x], 1), twice.init_state(1)).state
+    for name, before in zip(("keys", "values"), once.initial.chunk(2, -1), strict=True):
+        assert not torch.equal(first[name][0], before)
+        torch.testing.assert_close(again[name], first[name], rtol=1e-12, atol=1e-12)
+
+
+def test_a_token_that_does_not_write_leaves_no_mark_on_what_others_of_its_chunk_write():
+    nsm, x = make(chunk=3), tokens(1, 3)
+    with torch.no_grad():
+        nsm.q_proj.weight.zero_()  # all choose the same states
+        nsm.write_gate.weight.zero_()[0, 0] = 1000.0
+        nsm.write_gate.bias.zero_()
+    x[0, :, 0] = torch.tensor([-1.0, 1.0, -1.0])
+    other = x.clone()
+    other[0, [0, 2], 1:] += 5
+    one, two = (nsm.scan(each, nsm.init_state(1)).state for each in (x, other))
+    for name, before in zip(("keys", "values"), nsm.initial.chunk(2, -1), strict=True):
+        assert not torch.equal(one[name][0], before)
+        assert torch.equal(one[name], two[name])
 
 
 def test_states_that_no_token_chose_hold_every_bit():
@@ -175,7 +192,8 @@ def test_states_that_no_token_chose_hold_every_bit():
     out = nsm.scan(x, nsm.init_state(1))
     chosen = out.metrics["load"] > 0
     assert 2 <= int(chosen.sum()) <= 4
-    assert ((out.state["slots"][0] != nsm.initial).any(-1) == chosen).all()
+    for name, before in zip(("keys", "values"), nsm.initial.chunk(2, -1), strict=True):
+        assert ((out.state[name][0] != before).any(-1) == chosen).all()
 
 
 def test_what_was_written_is_found_by_its_key_after_other_writes():
@@ -227,14 +245,14 @@ def test_the_states_stay_in_float32_in_bfloat16_and_under_autocast():
     x = torch.randn(2, 5, 8)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = nsm.scan(x, nsm.init_state(2))
-    assert out.state["slots"].dtype == torch.float32
+    assert out.state["values"].dtype == torch.float32
     plain = nsm.scan(x, nsm.init_state(2))
     torch.testing.assert_close(out.read.value.float(), plain.read.value, rtol=0.1, atol=0.1)
     nsm.bfloat16()
     state = nsm.init_state(2, dtype=torch.bfloat16)
     out = nsm.scan(x.bfloat16(), state)
     assert out.read.value.dtype == torch.bfloat16
-    assert all(out.state[name].dtype == torch.float32 for name in ("slots", "total", "mass"))
+    assert all(out.state[name].dtype == torch.float32 for name in ("keys", "values", "total", "square"))
     assert nsm.population.usage.dtype == torch.float32
 
 
@@ -244,7 +262,7 @@ def test_extreme_inputs_stay_finite_forward_and_backward():
     x = (1e4 * torch.randn(2, 200, 8)).requires_grad_()
     out = nsm.scan(x, nsm.init_state(2))
     (out.read.value.sum() + out.losses["balance"]).backward()
-    assert out.read.value.isfinite().all() and out.state["slots"].isfinite().all()
+    assert out.read.value.isfinite().all() and out.state["values"].isfinite().all()
     assert x.grad.isfinite().all() and all(p.grad.isfinite().all() for p in nsm.parameters())
 
 
@@ -252,15 +270,15 @@ def test_extreme_inputs_stay_finite_forward_and_backward():
 def test_the_defaults_fit_every_usual_width(dim):
     NSMConfig().fit(dim)
     with torch.device("meta"):
-        assert NSM(NSMConfig(), dim).initial.shape == (16, 2 * dim)
+        assert NSM(NSMConfig(), dim).initial.shape == (64, 2 * min(dim, 128))
 
 
 @pytest.mark.parametrize(
     "settings, wanted",
     [
         ({"slots": 4, "k": 5}, "use a k of at most 4"),
-        ({"living": 1}, "from 2 to 16"),
-        ({"living": 17}, "from 2 to 16"),
+        ({"living": 1}, "from 2 to 64"),
+        ({"living": 65}, "from 2 to 64"),
         ({"width": 10, "heads": 4}, "use one of .1, 2, 5, 10."),
         ({"slots": 1}, "greater than or equal to 2"),
         ({"k": 1}, "greater than or equal to 2"),

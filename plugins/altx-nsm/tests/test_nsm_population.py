@@ -97,14 +97,14 @@ def test_what_a_sequence_kept_of_a_dead_state_is_not_taken_for_a_new_one():
     torch.manual_seed(0)
     nsm, x = NSM(NSMConfig(slots=4, chunk=2, heads=2), DIM).double(), torch.randn(1, 5, DIM, dtype=torch.float64)
     state = nsm.scan(x, nsm.init_state(1)).state
-    assert not torch.equal(state["slots"][0, 2], nsm.initial[2])
+    initial = nsm.initial[2].chunk(2)
+    assert not torch.equal(state["keys"][0, 2], initial[0]) and not torch.equal(state["values"][0, 2], initial[1])
     nsm.population.born[2] += 1
     held = nsm.scan(x[:, :0], state).state
-    assert torch.equal(held["slots"][0, 2], nsm.initial[2])
-    assert (held["total"][0, 2] == 0).all() and held["mass"][0, 2] == 0
-    for i in (0, 1, 3):
-        assert torch.equal(held["slots"][0, i], state["slots"][0, i])
-        assert torch.equal(held["mass"][0, i], state["mass"][0, i])
+    assert torch.equal(held["keys"][0, 2], initial[0]) and torch.equal(held["values"][0, 2], initial[1])
+    assert (held["total"][0, 2] == 0).all() and (held["square"][0, 2] == 0).all()
+    for name in ("keys", "values", "total", "square"):
+        assert torch.equal(held[name][0, [0, 1, 3]], state[name][0, [0, 1, 3]]), name
 
 
 def lively(steps: int, forward) -> NSM:

@@ -54,7 +54,8 @@ def equations(router: TokenToState, x: torch.Tensor, alive: list[bool]) -> torch
         if gate is None or c.chunk is None:
             continue
         for i, a in weights.items():
-            told[i].append((a, a * query, a * a * torch.sigmoid(gate.weight[0] @ token + gate.bias[0])))
+            write = a * torch.sigmoid(gate.weight[0] @ token + gate.bias[0])
+            told[i].append((write, write * query, write * write))
         if (t + 1) % c.chunk:
             continue
         for i in range(N):

@@ -47,8 +47,10 @@ def test_a_router_is_given_the_states_as_keys():
     top = (x @ nsm.initial.T).topk(2, -1)
     share = torch.zeros(2, 3, 5).double().scatter(-1, top.indices, torch.softmax(top.values, -1)) * mask[..., None]
     torch.testing.assert_close(out.read.value[mask], nsm.out_proj(share @ nsm.initial)[mask])
-    told = torch.cat([share.mT @ nsm.v_proj(x), share.mT.square() @ torch.sigmoid(nsm.write_gate(x))], -1)
+    writes = (share * torch.sigmoid(nsm.write_gate(x))).mT
+    told = torch.cat([writes @ nsm.v_proj(x), writes.sum(-1, keepdim=True)], -1)
     torch.testing.assert_close(out.state["total"], told)
+    torch.testing.assert_close(out.state["square"], writes.square().sum(-1, keepdim=True))
     assert not out.losses
 
 

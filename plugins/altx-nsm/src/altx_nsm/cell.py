@@ -44,29 +44,24 @@ class Cell(nn.Module):
         """The new states (B, S, W).
 
         Args:
-            u: (B, S, W), what each state is told.
+            u: (B, n, W), what n states are told.
             states: (B, S, W).
-            strength: (B, S, 1) from 0 to 1, the part that is made of each change; with 0 a state holds every bit.
+            strength: (B, n, 1) from 0 to 1, the part that is made of each change; with 0 a state holds every bit.
             alive: (S,) bool, states that others attend to.
-            at: (B, n) indices of all states whose strength is not 0, and of any others; only these are computed.
+            at: (B, n) indices of these n states, the others hold; None for all, n being S.
         """
-        if at is None:
-            changed = states.lerp(self._gated(u, states), strength)
-            return changed + strength * self._heard(changed, changed, alive)
-        index = at[..., None].expand(-1, -1, states.shape[-1])
-        some, strength = states.gather(1, index), strength.gather(1, at[..., None])
-        some = some.lerp(self._gated(u.gather(1, index), some), strength)
-        some = some + strength * self._heard(some, states.scatter(1, index, some), alive)
-        return states.scatter(1, index, some)
+        index = None if at is None else at[..., None].expand(-1, -1, states.shape[-1])
+        some = states if index is None else states.gather(1, index)
+        some = some.lerp(self._gated(u, some), strength)
+        changed = some if index is None else states.scatter(1, index, some)
+        some = some + strength * self._heard(some, changed, alive)
+        return some if index is None else states.scatter(1, index, some)
 
     def _gated(self, u: Tensor, states: Tensor) -> Tensor:
         """The GRU of PyTorch, Cho et al. 2014 (arXiv:1406.1078) with the reset gate after the matrix product."""
         gru = self.gru
-        reset, update, new = _linear(u, gru.weight_ih, gru.bias_ih).chunk(3, -1)
-        held_reset, held_update, held_new = _linear(states, gru.weight_hh, gru.bias_hh).chunk(3, -1)
-        update = torch.sigmoid(update + held_update)
-        new = torch.tanh(new + torch.sigmoid(reset + held_reset) * held_new)
-        return new + update * (states - new)
+        weights = (w.to(states.dtype) for w in (gru.weight_ih, gru.weight_hh, gru.bias_ih, gru.bias_hh))
+        return torch.gru_cell(u.flatten(0, 1), states.flatten(0, 1), *weights).view_as(states)
 
     def _heard(self, some: Tensor, states: Tensor, alive: Tensor) -> Tensor:
         """What some states (B, n, W) hear from the living ones of all (B, S, W): (B, n, W)."""

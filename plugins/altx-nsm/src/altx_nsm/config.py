@@ -11,12 +11,16 @@ from altx.config import Config, RouterConfig
 
 
 class NSMConfig(Config):
-    """Config of `nsm`."""
+    """Config of `nsm`.
 
-    slots: int = Field(16, ge=2, description="states S, living and dead")
+    The defaults learn to recall 8 pairs (README). 64 states, because tokens of a chunk choose by the keys from before
+    it, and what two of them tell one state is mixed; no wider than 128, because a chunk costs about 10 S W^2.
+    """
+
+    slots: int = Field(64, ge=2, description="states S, living and dead")
     k: int = Field(2, ge=2, description="states that a token chooses; so many live at the least")
     chunk: int = Field(16, gt=0, description="tokens C that are read before any of them is written")
-    width: int | None = Field(None, gt=0, description="numbers per state W; null for the model's width")
+    width: int | None = Field(None, gt=0, description="numbers per state W; null for the model's width, at most 128")
     heads: int = Field(4, gt=0, description="heads of the attention among states")
     living: int | None = Field(None, description="states that live at first; null for all")
     prune: float = Field(0.1, ge=0, lt=1, description="a state dies when it gets less than this / S of the tokens")
@@ -38,8 +42,12 @@ class NSMConfig(Config):
             self._heads_fit(self.width)
         return self
 
+    def state_width(self, dim: int) -> int:
+        """W in a model of width `dim`."""
+        return self.width or min(dim, 128)
+
     def fit(self, dim: int) -> None:
-        self._heads_fit(self.width or dim)
+        self._heads_fit(self.state_width(dim))
 
     def _heads_fit(self, width: int) -> None:
         if width % self.heads:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,50 +11,39 @@ from altx_nsm.routing import Choice
 
 
 class Measures:
-    """Sums over the chunks of a call.
+    """Of the choices of a call's tokens, chunk by chunk.
 
     Args:
-        load: (S,) what each state got of the tokens, detached.
-        chosen: (S,) by how many tokens each was chosen.
-        chance: (S,) probabilities of the choice, summed; carries the gradient.
-        tokens: number of real tokens.
+        choices: of N chunks of C tokens.
+        here: (B, N, C) bool, where there is a real token.
+        none: (S,) zeros.
     """
 
-    def __init__(self, load: Tensor, chosen: Tensor, chance: Tensor, tokens: Tensor) -> None:
-        self.load, self.chosen, self.chance, self.tokens = load, chosen, chance, tokens
-        self.losses: dict[str, Tensor] = {}
-        self.router_load: Tensor | None = None
-
-    @classmethod
-    def none(cls, slots: Tensor) -> Measures:
-        """Of no tokens. slots: (B, S, W)."""
-        zero = slots.new_zeros(slots.shape[1])
-        return cls(zero, zero, zero, slots.new_zeros((), dtype=torch.int64))
-
-    def add(self, choice: Choice, mask: Tensor) -> None:
-        """The tokens of a chunk; mask: (B, T) bool."""
-        count = mask.sum()
-        self.load = self.load + choice.share.detach().sum((0, 1))
-        self.chosen = self.chosen + (choice.share > 0).sum((0, 1))
-        self.chance = self.chance + choice.chance
-        self.tokens = self.tokens + count
-        for name, loss in choice.losses.items():
-            self.losses[name] = self.losses.get(name, torch.zeros_like(loss)) + loss * count
-        if choice.load is not None:
-            self.router_load = choice.load if self.router_load is None else self.router_load + choice.load
+    def __init__(self, choices: Sequence[Choice], here: Tensor, none: Tensor) -> None:
+        self.choices, self.here, self.none = choices, here, none
+        self.mask = here.flatten(1)[..., None]
+        self.share = torch.cat([none.new_zeros(len(here), 0, len(none)), *(c.share.detach() for c in choices)], 1)
+        self.tokens = here.sum().clamp(min=1)
 
     def balance(self, alive: Tensor) -> Tensor:
         """Living states x sum of part of the choices x mean probability: 1 when balanced, 0 for no tokens.
 
         Fedus et al. 2021 (arXiv:2101.03961), equations 4 to 6, for any number of choices.
         """
-        part = self.chosen / self.chosen.sum().clamp(min=1)
-        return alive.sum() * (part * self.chance).sum() / self.tokens.clamp(min=1)
+        scores = [choice.scores for choice in self.choices if choice.scores is not None]
+        if not scores:
+            return self.none.sum()
+        chosen = ((self.share > 0) & self.mask).sum((0, 1))
+        chance = (torch.softmax(torch.cat(scores, 1), -1) * self.mask).sum((0, 1)) / self.tokens
+        return alive.sum() * (chosen / chosen.sum().clamp(min=1) * chance).sum()
 
     def mean_losses(self, names: Iterable[str]) -> dict[str, Tensor]:
         """A router's losses, averaged over tokens; 0 for no tokens."""
-        count = self.tokens.clamp(min=1)
-        return {name: self.losses.get(name, self.load.new_zeros(())) / count for name in names}
+        counts = self.here.sum((0, 2)) / self.tokens
+        return {
+            name: sum((c.losses[name] * n for c, n in zip(self.choices, counts, strict=True)), self.none.sum())
+            for name in names
+        }
 
     def metrics(self, alive: Tensor) -> dict[str, Tensor]:
         """What to look at.
@@ -62,12 +51,13 @@ class Measures:
         load (S,) tokens' worth that each state got; alive, how many live; max_load, the largest load over the mean
         one of the living; entropy of the load. For no tokens all are 0 but `alive`.
         """
-        total = self.load.sum()
-        part = self.load / total.clamp(min=torch.finfo(self.load.dtype).tiny)
+        load = (self.share * self.mask).sum((0, 1))
+        part = load / load.sum().clamp(min=torch.finfo(load.dtype).tiny)
         found = {
-            "load": self.load,
+            "load": load,
             "alive": alive.sum(),
             "max_load": part.max() * alive.sum(),
             "entropy": -torch.xlogy(part, part).sum(),
         }
-        return found if self.router_load is None else {**found, "router.load": self.router_load}
+        theirs = [choice.load for choice in self.choices if choice.load is not None]
+        return {**found, "router.load": torch.stack(theirs).sum(0)} if theirs else found

@@ -26,15 +26,16 @@ from altx_nsm.population import Population
 from altx_nsm.routing import Choice, by_content, by_router, unit
 
 SPEC = {
-    "slots": Leaf(kind="memory", fp32=True),
+    "keys": Leaf(kind="memory", fp32=True),
+    "values": Leaf(kind="memory", fp32=True),
     "total": Leaf(kind="memory", fp32=True),
-    "mass": Leaf(kind="memory", fp32=True),
+    "square": Leaf(kind="memory", fp32=True),
     "open": Leaf(kind="counter"),
     "born": Leaf(kind="counter"),
 }
 
 ENOUGH = 1e-6
-"""Tokens' worth of mass in a chunk from which a state counts as touched."""
+"""Tokens' worth of writes in a chunk from which a state counts as touched."""
 SHARPNESS = 8.0
 """Initial factor of the cosines that a token chooses by."""
 
@@ -43,16 +44,19 @@ class Slots(NamedTuple):
     """S states of B rows, and what the open chunk has told them so far.
 
     Args:
-        slots: (B, S, K + W), as they were before the open chunk: a key, and what is read.
-        total: (B, S, K + W + 1), sum over the open chunk's tokens of share times query, value and strength.
-        mass: (B, S), sum of their shares.
+        keys: (B, S, K), by which states were chosen before the open chunk.
+        values: (B, S, W), what was read then.
+        total: (B, S, K + W + 1), sum over the open chunk's writes of query, value and 1. What a token writes to a
+            state is its share of the state times its strength.
+        square: (B, S, 1), sum of the squares of these writes.
         open: (B,) int64, tokens in the open chunk.
         born: (B, S) int64, how often each state had come to life; see `Population`.
     """
 
-    slots: Tensor
+    keys: Tensor
+    values: Tensor
     total: Tensor
-    mass: Tensor
+    square: Tensor
     open: Tensor
     born: Tensor
 
@@ -70,7 +74,9 @@ class NSM(Memory):
 
     A state has a key, by which it is chosen and which the queries of those that chose it draw near, and a value. Were
     the key made of the value, then a write would move the state away from the tokens that look for what they wrote.
-    How far a write goes is the writers' shares of the state: who chose another holds on to little of this one.
+    A state goes to the mean of what is written in a chunk, where a token counts as far as it writes, so that those
+    that only ask leave no mark; and as far as the writers' mean write, so that who chose another changes little of
+    this one.
 
     Rows count their chunks from their first real token, and again from every reset.
 
@@ -91,7 +97,7 @@ class NSM(Memory):
         super().__init__()
         self.config = config
         self.capabilities = capabilities(config)
-        width = config.width or dim
+        width = config.state_width(dim)
         self.router = router
         self.parts = (width if router is None else 0, width)
         self.initial = nn.Parameter(torch.empty(config.slots, sum(self.parts)))
@@ -134,11 +140,11 @@ class NSM(Memory):
         return State(self._fresh(batch, device, precise)._asdict(), SPEC, seen=seen)
 
     def _fresh(self, batch: int, device: torch.device, dtype: torch.dtype) -> Slots:
-        slots = self.initial.to(device, dtype).repeat(batch, 1, 1)
-        total = slots.new_zeros(*slots.shape[:2], slots.shape[2] + 1)
+        keys, values = (part.repeat(batch, 1, 1) for part in self.initial.to(device, dtype).split(self.parts, -1))
+        total = values.new_zeros(*values.shape[:2], sum(self.parts) + 1)
         born = self.population.born.to(device).repeat(batch, 1)
         nothing = torch.zeros(batch, dtype=torch.int64, device=device)
-        return Slots(slots, total, slots.new_zeros(slots.shape[:2]), nothing, born)
+        return Slots(keys, values, total, values.new_zeros(*values.shape[:2], 1), nothing, born)
 
     def offset(self, state: State) -> list[int]:
         counts: list[int] = state["open"].tolist()
@@ -149,16 +155,19 @@ class NSM(Memory):
         held = self._held(state)
         x = q if ctx.mask is None else q.masked_fill(~ctx.mask[..., None], 0)
         with _exactly(x):
-            value = self._found(x, held.slots, ctx.mask)
+            value = self._found(x, held, ctx.mask)
             if ctx.reset is not None:
                 later = (ctx.reset if ctx.mask is None else ctx.reset & ctx.mask).cumsum(1) > 0
-                fresh = self._fresh(len(held.open), held.slots.device, held.slots.dtype)
-                value = torch.where(later[..., None], self._found(x, fresh.slots, ctx.mask), value)
+                fresh = self._fresh(len(held.open), held.values.device, held.values.dtype)
+                value = torch.where(later[..., None], self._found(x, fresh, ctx.mask), value)
         return self._value(value, q), state
 
-    def _found(self, x: Tensor, slots: Tensor, mask: Tensor | None) -> Tensor:
-        found: Tensor = self._choose(self._queries(x, slots.dtype), slots, mask).share @ slots.split(self.parts, -1)[1]
-        return found
+    def _found(self, x: Tensor, held: Slots, mask: Tensor | None) -> Tensor:
+        here = torch.ones_like(x[..., 0], dtype=torch.bool) if mask is None else mask
+        here = here & self.population.alive.any()
+        q = self._sharp(self._queries(x, held.values.dtype))
+        found: Tensor = self._choose(q, held, here).share @ held.values
+        return found * here[..., None]
 
     def write(self, u: Tensor, state: State, ctx: Context = FRESH) -> tuple[State, Mapping[str, Tensor]]:
         _, held, measures = self._advance(u, self._held(state), ctx)
@@ -187,22 +196,23 @@ class NSM(Memory):
         """The state's slots; those of states that have come to life since start afresh."""
         held = Slots(**state.leaves)
         reborn = held.born != self.population.born
-        fresh = self._fresh(len(held.open), held.slots.device, held.slots.dtype)
-        return held._replace(
-            slots=torch.where(reborn[..., None], fresh.slots, held.slots),
-            total=held.total.masked_fill(reborn[..., None], 0),
-            mass=held.mass.masked_fill(reborn, 0),
-            born=fresh.born,
+        fresh = self._fresh(len(held.open), held.values.device, held.values.dtype)
+        keys, values, total, square = (
+            torch.where(reborn[..., None], new, old) for new, old in zip(fresh[:4], held[:4], strict=True)
         )
+        return Slots(keys, values, total, square, held.open, fresh.born)
 
     def _advance(self, x: Tensor, held: Slots, ctx: Context) -> tuple[Tensor, Slots, Measures]:
         """What the tokens of x (B, T, D) find (B, T, W), and the states after them."""
-        measures = Measures.none(held.slots)
         if not x.shape[0] or not x.shape[1]:
-            return held.slots.new_zeros(*x.shape[:2], self.parts[1]), held, measures
+            found, here = (
+                held.values.new_zeros(*x.shape[:2], self.parts[1]),
+                x.new_zeros(len(x), 0, 1, dtype=torch.bool),
+            )
+            return found, held, Measures((), here, held.values.new_zeros(self.config.slots))
         if ctx.reset is None:
             moved = real_first(x, ctx)
-            value, held = self._chunks(moved.x, moved.lengths, held, measures)
+            value, held, measures = self._chunks(moved.x, moved.lengths, held)
             return moved.restore(value), held, measures
         # Each document is a row that starts afresh, but for those that go on with what came before the call.
         starts = ctx.reset if ctx.mask is None else ctx.reset & ctx.mask
@@ -210,18 +220,18 @@ class NSM(Memory):
         goes_on[:, 0] = ~starts[:, 0]
         first = (starts | goes_on).flatten().nonzero().flatten()
         row = first // x.shape[1]
-        fresh = self._fresh(len(row), held.slots.device, held.slots.dtype)
+        fresh = self._fresh(len(row), held.values.device, held.values.dtype)
         documents = by_document(x, ctx)
         moved = real_first(documents.x, Context(mask=documents.mask))
-        value, after = self._chunks(
-            moved.x, moved.lengths, held.rows(row).where(goes_on.flatten()[first], fresh), measures
+        value, after, measures = self._chunks(
+            moved.x, moved.lengths, held.rows(row).where(goes_on.flatten()[first], fresh)
         )
         last = torch.bincount(row, minlength=len(x)).cumsum(0) - 1
         return documents.restore(moved.restore(value)), after.rows(last), measures
 
-    def _chunks(self, x: Tensor, lengths: Tensor | None, held: Slots, measures: Measures) -> tuple[Tensor, Slots]:
+    def _chunks(self, x: Tensor, lengths: Tensor | None, held: Slots) -> tuple[Tensor, Slots, Measures]:
         """As `_advance`, for rows of `lengths` (B,) real tokens, first in their rows, without resets."""
-        length, size, dtype = x.shape[1], self.config.chunk, held.slots.dtype
+        length, size, dtype, alive = x.shape[1], self.config.chunk, held.values.dtype, self.population.alive
         q, v, strength = self._queries(x, dtype), self.v_proj(x).to(dtype), self.write_gate(x).to(dtype).sigmoid()
         # Every row's tokens on its own grid of chunks, which its open chunk begins.
         count, width, before = (1, 1, torch.zeros_like(held.open)) if length == 1 else (
@@ -229,41 +239,46 @@ class NSM(Memory):
         )  # fmt: skip
         token = torch.arange(count * width, device=x.device) - before[:, None]
         stop = length if lengths is None else lengths[:, None]
-        here = ((token >= 0) & (token < stop)).unflatten(1, (count, width))
-        token = token.clamp(0, length - 1)
-        q, v, strength = (take(each, token).unflatten(1, (count, width)) for each in (q, v, strength))
-        told = torch.cat([q, v], -1) if self.router is None else v
-        alive, reads = self.population.alive, []
+        here = (token >= 0) & (token < stop)
+        token, used = token.clamp(0, length - 1), (here & alive.any())[..., None]
+        told = torch.cat([*([q] if self.router is None else []), v, torch.ones_like(strength)], -1)
+        q, told, strength = (take(each, token) for each in (self._sharp(q), told, strength))
+        cut = [each.unflatten(1, (count, width)) for each in (q, told, strength * used, here)]
+        choices, reads = [], []
         with _exactly(x):
-            for i in range(count):
-                slots, total, mass, filled, born = held
-                choice = self._choose(q[:, i], slots, here[:, i])
-                reads.append(choice.share @ slots.split(self.parts, -1)[1])
-                share = choice.share.transpose(1, 2)
-                total = total + torch.cat([share @ told[:, i], share.square() @ strength[:, i]], -1)
-                mass = mass + choice.share.sum(1)
-                filled = filled + here[:, i].sum(1)
-                measures.add(choice, here[:, i])
-                held = self._closed(Slots(slots, total, mass, filled, born), alive)
+            # Unbound at once: a slice's gradient would be written into zeros of the whole for each chunk.
+            for q, told, strength, real in zip(*(each.unbind(1) for each in cut), strict=True):
+                choice = self._choose(q, held, real)
+                choices.append(choice)
+                reads.append(choice.share @ held.values)
+                writes = (choice.share * strength).transpose(1, 2)
+                total, square = held.total + writes @ told, held.square + writes.square().sum(-1, keepdim=True)
+                held = self._closed(held._replace(total=total, square=square, open=held.open + real.sum(1)), alive)
         place = (before[:, None] + torch.arange(length, device=x.device)).clamp(max=count * width - 1)
-        return take(torch.cat(reads, 1), place), held
+        value = take(torch.cat(reads, 1) * used, place)
+        return value, held, Measures(choices, used.view(-1, count, width), held.values.new_zeros(len(alive)))
 
     def _closed(self, held: Slots, alive: Tensor) -> Slots:
         """The states after the chunk in the rows where it is full, and as they were elsewhere."""
-        full = held.open == self.config.chunk
-        if held.slots.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(full.any()):
+        full = held.open.eq(self.config.chunk)
+        if full.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(full.any()):
             return held
-        touched = full[:, None] & alive & (held.mass >= ENOUGH)
-        mean = held.total / held.mass.clamp(min=ENOUGH)[..., None]
-        query, told, strength = mean.split((*self.parts, 1), -1)
-        strength = strength * touched[..., None]
-        key, value = held.slots.split(self.parts, -1)
         most = self.config.chunk * self.config.k
-        at = held.mass.topk(most).indices if self.router is None and most < self.config.slots else None
+        at = held.total[..., -1].topk(most).indices if self.router is None and most < self.config.slots else None
+
+        def some(x: Tensor) -> Tensor:
+            return x if at is None else x.gather(1, at[..., None].expand(-1, -1, x.shape[-1]))
+
+        query, told, mass = some(held.total).split((*self.parts, 1), -1)
+        touched = full[:, None, None] & (mass >= ENOUGH)
+        mass = mass.clamp(min=ENOUGH)
+        strength = some(held.square) / mass * touched
+        keys = some(held.keys).lerp(query / mass, strength)
         return Slots(
-            torch.cat([key.lerp(query, strength), self.cell(told, value, strength, alive, at)], -1),
+            keys if at is None else held.keys.scatter(1, at[..., None].expand_as(keys), keys),
+            self.cell(told / mass, held.values, strength, alive, at),
             held.total.masked_fill(full[:, None, None], 0),
-            held.mass.masked_fill(full[:, None], 0),
+            held.square.masked_fill(full[:, None, None], 0),
             held.open.masked_fill(full, 0),
             held.born,
         )
@@ -272,12 +287,15 @@ class NSM(Memory):
         """(B, T, W) of length 1, to be matched with keys. For another router: x."""
         return unit(self.q_proj(x).to(dtype)) if self.router is None else x
 
-    def _choose(self, q: Tensor, slots: Tensor, mask: Tensor | None) -> Choice:
+    def _sharp(self, q: Tensor) -> Tensor:
+        """Queries, as far apart as a choice is sharp."""
+        return q * self.logit_scale.to(q.dtype).exp() if self.router is None else q
+
+    def _choose(self, q: Tensor, held: Slots, mask: Tensor) -> Choice:
         alive = self.population.alive
         if self.router is not None:
-            return by_router(self.router, q, slots, alive, mask)
-        keys, _ = slots.split(self.parts, -1)
-        return by_content(q * self.logit_scale.to(q.dtype).exp(), unit(keys), alive, self.config.k, mask)
+            return by_router(self.router, q, held.values, alive, mask)
+        return by_content(q, unit(held.keys), alive, self.config.k)
 
 
 def _exactly(x: Tensor) -> torch.autocast:

@@ -20,13 +20,13 @@ from altx_nsm.config import TokenToStateConfig, token_to_state_capabilities
 from altx_nsm.routing import best, unit
 
 ENOUGH = 1e-6
-"""Tokens' worth of mass in a chunk from which a state counts as touched."""
+"""Tokens' worth of writes in a chunk from which a state counts as touched."""
 SHARPNESS = 8.0
 """Initial factor of the cosines that a token chooses by."""
 SPEC = {
     "slots": Leaf(kind="memory", fp32=True),
     "total": Leaf(kind="memory", fp32=True),
-    "mass": Leaf(kind="memory", fp32=True),
+    "square": Leaf(kind="memory", fp32=True),
     "open": Leaf(kind="counter"),
 }
 
@@ -36,14 +36,15 @@ class Slots(NamedTuple):
 
     Args:
         slots: (B, n, W), as they were before the open chunk.
-        total: (B, n, W + 1), sum over the open chunk's tokens of weight times query, and times weight times strength.
-        mass: (B, n), sum of their weights.
+        total: (B, n, W + 1), sum over the open chunk's writes of query and 1. What a token writes to a state is its
+            weight for the state times its strength.
+        square: (B, n, 1), sum of the squares of these writes.
         open: (B,) int64, tokens in the open chunk.
     """
 
     slots: Tensor
     total: Tensor
-    mass: Tensor
+    square: Tensor
     open: Tensor
 
 
@@ -51,8 +52,8 @@ class TokenToState(Router):
     """Token choice of the k targets whose states a token matches best; a state follows the tokens that choose it.
 
         q_t = W_q x_t / |W_q x_t|,  a_t = softmax of the k highest of c cos(q_t, s_i)
-        after each chunk of C tokens  s_i <- s_i + m_i (sum_t a_ti q_t / sum_t a_ti - s_i)
-                                      m_i = sum_t a_ti a_ti sigmoid(w x_t + b) / sum_t a_ti
+        a token writes                w_ti = a_ti sigmoid(w x_t + b)
+        after each chunk of C tokens  s_i <- s_i + (sum_t w_ti^2 / sum_t w_ti) (sum_t w_ti q_t / sum_t w_ti - s_i)
 
     A state of the Neural State Machine has a key like s_i, by which it is chosen, and holds what is read besides; here
     the targets are in the place of that. States that no token chose hold every bit. A token is routed by the states
@@ -104,7 +105,7 @@ class TokenToState(Router):
         slots = self.initial.to(device, dtype).repeat(batch, 1, 1)
         nothing = torch.zeros(batch, dtype=torch.int64, device=device)
         total = slots.new_zeros(*slots.shape[:2], slots.shape[2] + 1)
-        return Slots(slots, total, slots.new_zeros(slots.shape[:2]), nothing)
+        return Slots(slots, total, slots.new_zeros(*slots.shape[:2], 1), nothing)
 
     def route(self, x: Tensor, targets: Targets, ctx: Context = FRESH, state: State | None = None) -> Route:
         n, k, precise = targets.n, self.config.k, torch.promote_types(x.dtype, torch.float32)
@@ -127,7 +128,7 @@ class TokenToState(Router):
                 if state is not None:
                     state = state.replace(seen=advanced(state.seen, x, ctx), **held._asdict())
         scores = scores.masked_fill(~alive, torch.finfo(scores.dtype).min)
-        index, weight = best(scores, alive, k)
+        index, weight = best(scores, k)
         used = valid[..., None] & alive[index]
         target, weight = torch.where(used, index, -1), torch.where(used, weight, 0)
         load = torch.zeros(n + 1, device=x.device, dtype=torch.float32)
@@ -152,8 +153,12 @@ class TokenToState(Router):
 
     def _scores(self, q: Tensor, states: Tensor) -> Tensor:
         """(B, T, n) of queries (B, T, W) and states (n, W) or (B, n, W)."""
-        scores: Tensor = q * self.logit_scale.to(q.dtype).exp() @ unit(states.to(q.dtype)).transpose(-1, -2)
+        scores: Tensor = self._sharp(q) @ unit(states.to(q.dtype)).transpose(-1, -2)
         return scores
+
+    def _sharp(self, q: Tensor) -> Tensor:
+        """Queries, as far apart as a choice is sharp."""
+        return q * self.logit_scale.to(q.dtype).exp()
 
     def _advance(self, x: Tensor, held: Slots, alive: Tensor, ctx: Context) -> tuple[Tensor, Slots]:
         """Scores (B, T, n) of the tokens, and the states after them."""
@@ -193,35 +198,36 @@ class TokenToState(Router):
         before = torch.zeros_like(held.open) if single else held.open
         token = torch.arange(count * width, device=x.device) - before[:, None]
         here = (token >= 0) & (token < (length if lengths is None else lengths[:, None]))
-        token, here = token.clamp(0, length - 1), here.unflatten(1, (count, width))
-        q, strength = (take(each, token).unflatten(1, (count, width)) for each in (q, strength))
+        token = token.clamp(0, length - 1)
+        told = torch.cat([q, torch.ones_like(strength)], -1)
+        q, told, strength = (take(each, token) for each in (self._sharp(q), told, strength * alive.any()))
+        cut = [each.unflatten(1, (count, width)) for each in (q, told, strength * here[..., None], here)]
         found = []
-        for i in range(count):
-            scores = self._scores(q[:, i], held.slots)
+        # Unbound at once: a slice's gradient would be written into zeros of the whole for each chunk.
+        for q, told, strength, real in zip(*(each.unbind(1) for each in cut), strict=True):
+            scores = q @ unit(held.slots).transpose(-1, -2)
             found.append(scores)
-            index, weight = best(scores.masked_fill(~alive, torch.finfo(dtype).min), alive, self.config.k)
-            share = torch.zeros_like(scores).scatter(-1, index, weight) * here[:, i, :, None]
-            told = [share.transpose(1, 2) @ q[:, i], share.square().transpose(1, 2) @ strength[:, i]]
-            total = held.total + torch.cat(told, -1)
-            held = self._closed(
-                Slots(held.slots, total, held.mass + share.sum(1), held.open + here[:, i].sum(1)), alive
-            )
+            index, weight = best(scores.masked_fill(~alive, torch.finfo(dtype).min), self.config.k)
+            writes = (torch.zeros_like(scores).scatter(-1, index, weight) * strength).transpose(1, 2)
+            total, square = held.total + writes @ told, held.square + writes.square().sum(-1, keepdim=True)
+            held = self._closed(Slots(held.slots, total, square, held.open + real.sum(1)))
         place = (before[:, None] + torch.arange(length, device=x.device)).clamp(max=count * width - 1)
         return take(torch.cat(found, 1), place), held
 
-    def _closed(self, held: Slots, alive: Tensor) -> Slots:
+    def _closed(self, held: Slots) -> Slots:
         """The states after the chunk in the rows where it is full, and as they were elsewhere."""
         size = self.config.chunk
         assert size is not None
-        full = held.open == size
-        if held.slots.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(full.any()):
+        full = held.open.eq(size)
+        if full.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(full.any()):
             return held
-        touched = full[:, None] & alive & (held.mass >= ENOUGH)
-        mean = held.total / held.mass.clamp(min=ENOUGH)[..., None]
+        query, mass = held.total.split((held.slots.shape[-1], 1), -1)
+        touched = full[:, None, None] & (mass >= ENOUGH)
+        mass = mass.clamp(min=ENOUGH)
         return Slots(
-            held.slots.lerp(mean[..., :-1], mean[..., -1:] * touched[..., None]),
+            held.slots.lerp(query / mass, held.square / mass * touched),
             held.total.masked_fill(full[:, None, None], 0),
-            held.mass.masked_fill(full[:, None], 0),
+            held.square.masked_fill(full[:, None, None], 0),
             held.open.masked_fill(full, 0),
         )
 

@@ -17,14 +17,14 @@ class Choice(NamedTuple):
     """How tokens share themselves out among S states.
 
     Args:
-        share: (B, T, S), 0 for a state that was not chosen; all 0 at masked tokens. Carries the gradient.
-        chance: (S,) probabilities before the choice, summed over real tokens; 0 where another router chose.
+        share: (B, T, S), 0 for a state that was not chosen. Carries the gradient.
+        scores: (B, T, S) that were chosen by, the lowest number there is for what is dead; None by another router.
         losses: of another router.
         load: (S,) what another router counts as its load, or None.
     """
 
     share: Tensor
-    chance: Tensor
+    scores: Tensor | None
     losses: Mapping[str, Tensor]
     load: Tensor | None
 
@@ -35,33 +35,27 @@ def unit(x: Tensor) -> Tensor:
     return short
 
 
-def best(scores: Tensor, alive: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Indices of the k highest scores, and the softmax of these, 0 for what is dead; both (B, T, k).
+def best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Indices of the k highest scores, and the softmax of these; both (B, T, k).
 
     Args:
-        scores: (B, T, S), the lowest number there is for what is dead.
-        alive: (S,) bool.
+        scores: (B, T, S), the lowest number there is for what is dead: beside one that lives, its softmax is 0.
     """
     top = scores.topk(k, -1)
-    return top.indices, torch.softmax(top.values, -1) * alive[top.indices]
+    return top.indices, torch.softmax(top.values, -1)
 
 
-def by_content(q: Tensor, keys: Tensor, alive: Tensor, k: int, mask: Tensor | None) -> Choice:
+def by_content(q: Tensor, keys: Tensor, alive: Tensor, k: int) -> Choice:
     """The k living states that a token's query matches best, weighted by the softmax of these k scores.
 
     Args:
         q: (B, T, W), already scaled.
         keys: (B, S, W).
-        alive: (S,) bool.
+        alive: (S,) bool. Where none is, the shares mean nothing.
         k: states per token.
-        mask: (B, T) bool, or None.
     """
     scores = (q @ keys.transpose(-1, -2)).masked_fill(~alive, torch.finfo(q.dtype).min)
-    share = torch.zeros_like(scores).scatter(-1, *best(scores, alive, k))
-    chance = torch.softmax(scores, -1)
-    if mask is not None:
-        share, chance = share * mask[..., None], chance * mask[..., None]
-    return Choice(share, chance.sum((0, 1)), {}, None)
+    return Choice(torch.zeros_like(scores).scatter(-1, *best(scores, k)), scores, {}, None)
 
 
 def by_router(router: Router, x: Tensor, states: Tensor, alive: Tensor, mask: Tensor | None) -> Choice:
@@ -70,4 +64,4 @@ def by_router(router: Router, x: Tensor, states: Tensor, alive: Tensor, mask: Te
     targets = Targets(len(alive), "states", states, alive)
     route = router.route(x, targets, Context(mask=mask))
     share = route.dense(batch, length).permute(1, 2, 0).to(states.dtype)
-    return Choice(share, torch.zeros_like(share[0, 0]), route.losses, route.metrics.get("load"))
+    return Choice(share, None, route.losses, route.metrics.get("load"))
