@@ -39,6 +39,12 @@ def test_the_rows_add_up_to_the_total(compose):
     assert report["parameters"] == inside + embedding + norms
 
 
+def test_depths_need_a_router(compose):
+    result = compose(*QUICK, "--depths", "3")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: depths: there is no router to choose among them\n  name one with router")
+
+
 def test_blocks_are_named_briefly():
     assert [_blocks(b) for b in ([3], [0, 1, 2], [0, 2, 3], list(range(0, 48, 2)))] == [
         "3", "0-2 each", "0,2-3 each", "24 blocks each",

@@ -43,6 +43,29 @@ def test_memory_and_router_patterns_and_none() -> None:
     ]
 
 
+def test_with_depths_neighbouring_blocks_under_the_same_router_are_one_stack() -> None:
+    data = {"mixer": "a,b", "memory": "m,none", "feed_forward": "f,g", "depths": 3, "layers": 4}
+
+    def stacks(router: str, **more: object) -> list[list[str]]:
+        found = []
+        for block in recipe.load({**data, "router": router, **more}).blocks:
+            (targets,) = block.sublayers[0].targets or [None]
+            inner = targets.sublayers if targets else block.sublayers
+            assert targets is None or (targets.depths == 3 and len(block.sublayers) == 1)
+            parts = [ref.name for s in inner for ref in (s.mixer, s.memory, s.feed_forward) if ref]
+            found.append([*([block.sublayers[0].router.name] if block.sublayers[0].router else []), *parts])
+        return found
+
+    assert stacks("r") == [["r", "a", "m", "f", "b", "g", "a", "m", "f", "b", "g"]]
+    assert stacks("none,2*r,none") == [["a", "m", "f"], ["r", "b", "g", "a", "m", "f"], ["b", "g"]]
+    assert stacks("r,s") == [["r", "a", "m", "f"], ["s", "b", "g"]] * 2
+    model = recipe.load({**data, "router": "r", "kv_sharing": True, "norm": "layer"})
+    (targets,) = model.blocks[0].sublayers[0].targets or []
+    assert targets.kv_sharing and {s.norm for s in targets.sublayers or []} == {"layer"}
+    assert recipe.load(recipe.dump(model)) == model
+    assert recipe.load(data | {"router": "r"}, {"a.k": 3}).blocks[0].sublayers[0].targets[0].sublayers[0].mixer.config
+
+
 def test_entries_may_be_mappings() -> None:
     config = recipe.load({"mixer": [{"name": "mamba", "state_size": 8, "repeat": 2}, "attention"]})
     assert [b.sublayers[0].mixer.config for b in config.blocks if b.sublayers[0].mixer] == [{"state_size": 8}] * 2 + [
@@ -98,6 +121,10 @@ def test_a_canonical_config_is_its_own_expansion() -> None:
         ),
         ({"mixer": "mamba", "attach": "gate"}, {}, "attach: there is no memory to attach"),
         ({"mixer": "mamba", "router": "topk", "feed_forward": "none"}, {}, "a router needs experts"),
+        ({"mixer": "mamba", "depths": 3}, {}, "depths: there is no router to choose among them"),
+        ({"mixer": "mamba", "router": "topk", "depths": 0}, {}, "depths: input should be greater than or equal to 1"),
+        ({"mixer": "mamba", "router": "topk", "kv_sharing": True}, {}, "kv_sharing: there are no depths to share"),
+        ({"blocks": [{"sublayers": [{"mixer": "a"}]}], "depths": 3}, {}, "depths: the model already lists its blocks"),
         ({"mixer": "mamba", "defaults": {"mmaba": {}}}, {}, "defaults.mmaba: no part of this model"),
         ({"mixer": "mamba"}, {"mmaba.x": 1}, "mmaba.x: no part of this model is called 'mmaba'"),
         ({"mixer": "mamba"}, {"mamba.": 3}, "mamba.: not a path"),

@@ -10,9 +10,11 @@ is the same model as its 8 blocks written out. Never imports torch.
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import re
 from collections.abc import Mapping
+from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -77,8 +79,16 @@ class Recipe(Config):
         "swiglu", description='pattern of feed-forwards; with a router, "8*swiglu" are its experts'
     )
     router: Pattern | None = Field(
-        None, description='pattern of routers over the feed-forwards; "none" leaves a block dense'
+        None, description='pattern of routers over the feed-forwards, or over depths; "none" leaves a block dense'
     )
+    depths: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="routers choose how often, up to this, blocks are applied; neighbours under the same router are "
+        "one stack",
+    )
+    kv_sharing: bool = Field(False, description="all depths look up the keys and values of the first")
     layers: int | None = Field(
         None, ge=1, le=MAX_BLOCKS, description="number of blocks; a multiple of the mixer pattern's length"
     )
@@ -110,7 +120,8 @@ class Recipe(Config):
             blocks = self._blocks_from_patterns()
         else:
             clash = sorted(
-                self.model_fields_set & {"mixer", "memory", "attach", "feed_forward", "router", "layers", "norm"}
+                self.model_fields_set
+                & {"mixer", "memory", "attach", "feed_forward", "router", "depths", "kv_sharing", "layers", "norm"}
             )
             if clash:
                 raise ConfigError(
@@ -151,11 +162,19 @@ class Recipe(Config):
                 )
         if self.attach and not any(memories):
             raise ConfigError("attach: there is no memory to attach", hint="name one with memory (--memory)")
-        # Beside a router the feed-forward's pattern lists the experts of every block; else it cycles.
+        if self.depths and not any(routers):
+            raise ConfigError(
+                "depths: there is no router to choose among them",
+                hint="name one with router (--router), e.g. mixture-of-recursions",
+            )
+        if self.kv_sharing and not self.depths:
+            raise ConfigError("kv_sharing: there are no depths to share between", hint="give depths (--depths)")
+        # Beside a router the feed-forward's pattern lists the experts of every block; else, and in depths, it cycles.
         feed_forwards = parse(self.feed_forward, "feed_forward")
-        if not any(routers) and layers % len(feed_forwards):
+        over_experts = any(routers) and not self.depths
+        if not over_experts and layers % len(feed_forwards):
             raise ConfigError(f"feed_forward: a pattern of {len(feed_forwards)} entries does not fit {layers} layers")
-        experts = self._experts(feed_forwards) if any(routers) else []
+        experts = self._experts(feed_forwards) if over_experts else []
         if layers * len(experts) > MAX_PARTS:
             raise ConfigError(f"router: {layers} layers of {len(experts)} experts are more than {MAX_PARTS} parts")
         blocks = []
@@ -166,12 +185,30 @@ class Recipe(Config):
                 if self.attach:
                     mixer["attach"] = self.attach
             sublayers = [mixer] if mixer["mixer"] else []
-            if router := routers[i % len(routers)]:
+            router = routers[i % len(routers)]
+            if router and over_experts:
                 sublayers.append({"router": router, "targets": experts})
             elif feed_forward := feed_forwards[i % len(feed_forwards)]:
                 sublayers.append({"feed_forward": feed_forward})
-            blocks.append({"sublayers": [{**copy.deepcopy(sublayer), "norm": self.norm} for sublayer in sublayers]})
-        return blocks
+            blocks.append([{**copy.deepcopy(sublayer), "norm": self.norm} for sublayer in sublayers])
+        if self.depths:
+            blocks = self._stacks(blocks, [routers[i % len(routers)] for i in range(layers)])
+        return [{"sublayers": sublayers} for sublayers in blocks]
+
+    def _stacks(
+        self, blocks: list[list[dict[str, Any]]], routers: list[dict[str, Any] | None]
+    ) -> list[list[dict[str, Any]]]:
+        """The sublayers of blocks, where those that stand beside each other under the same router are one stack."""
+        found = []
+        for router, group in itertools.groupby(zip(blocks, routers, strict=True), key=itemgetter(1)):
+            members = [sublayers for sublayers, _ in group]
+            if router is None:
+                found += members
+                continue
+            stack = [sublayer for sublayers in members for sublayer in sublayers]
+            targets = {"depths": self.depths, "kv_sharing": self.kv_sharing, "sublayers": stack}
+            found.append([{"router": copy.deepcopy(router), "targets": [targets]}])
+        return found
 
     def _experts(self, pattern: list[dict[str, Any] | None]) -> list[dict[str, Any]]:
         experts = [ref for ref in pattern if ref]

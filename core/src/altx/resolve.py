@@ -260,8 +260,8 @@ class _Resolver:
             raise CompositionError(
                 f"{path}.router: {router} decides how often a stack of sublayers is applied to a token, and these "
                 "targets are no depths of one",
-                hint="write them as targets: [{depths: 3, sublayers: [{mixer: ...}, {feed_forward: ...}]}], or use "
-                "a router over any targets (topk)",
+                hint="give depths (--depths 3), write them as targets: [{depths: 3, sublayers: [{mixer: ...}, "
+                "{feed_forward: ...}]}], or use a router over any targets (topk)",
             )
         targets: list[Branch] = []
         for index, target in enumerate(body.targets[0].sublayers or []):

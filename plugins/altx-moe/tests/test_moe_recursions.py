@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from altx_moe.config import RecursionsConfig
+from typer.testing import CliRunner
 
 from altx import registry
 from altx.compose import compose
@@ -17,6 +19,7 @@ from altx.recursion import Recursion
 from altx.resolve import resolve
 from altx.router import Targets
 from altx_cli.description import label
+from altx_cli.main import app
 
 DIM, DEPTHS = 16, 3
 MASK = torch.tensor([[0, 1, 1, 1, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 1, 1, 0], [0, 0, 0, 0, 0, 1, 0, 1, 0]]).bool()
@@ -252,6 +255,20 @@ def test_other_targets_are_refused_and_the_written_out_form_gives_the_same_model
     assert again.config == model.config
     inputs = torch.randint(256, (1, 6))
     torch.testing.assert_close(again(inputs).y, model(inputs).y, rtol=0, atol=0)
+
+
+def test_the_command_line_takes_depths_and_says_so_where_they_are_missing(tmp_path: Path) -> None:
+    args = ["compose", "--mixer", "attention", "--router", "mixture-of-recursions", "--dim", "16", "--no-prove"]
+    wrong = CliRunner().invoke(app, [*args, "-o", str(tmp_path / "wrong.yaml")])
+    assert wrong.exit_code == 2 and "give depths (--depths 3)" in wrong.stderr
+    path = tmp_path / "model.yaml"
+    sharing = ["--depths", "3", "--set", "kv_sharing=true", "-o", str(path)]
+    right = CliRunner().invoke(app, [*args, *sharing])
+    assert right.exit_code == 0, right.stderr
+    title = "mixture-of-recursions over 3 depths of attention, swiglu, attention, swiglu with shared keys and values"
+    assert title in right.stdout and "states are at most as shown" in right.stdout
+    layer = next(module for module in compose(path).modules() if isinstance(module, Recursion))
+    assert (layer.n, layer.kv_sharing, len(layer.body.layers)) == (3, True, 4)
 
 
 def test_choice_token_is_top_1_of_topk() -> None:

@@ -46,7 +46,7 @@ def compose(
     router: Annotated[
         str | None,
         typer.Option(
-            metavar="NAMES", autocompletion=complete("router"), help="Router over the feed-forwards, e.g. topk."
+            metavar="NAMES", autocompletion=complete("router"), help="Router over feed-forwards or depths, e.g. topk."
         ),
     ] = None,
     ffn: Annotated[
@@ -54,6 +54,10 @@ def compose(
         typer.Option(
             metavar="NAMES", autocompletion=complete("feed-forward"), help='Feed-forward, or experts: "8*swiglu".'
         ),
+    ] = None,
+    depths: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="The router chooses how often, up to N, the blocks are applied to a token."),
     ] = None,
     dim: Annotated[int | None, typer.Option(metavar="N", help="Model width.")] = None,
     layers: Annotated[int | None, typer.Option(metavar="N", help="Number of blocks.")] = None,
@@ -81,7 +85,7 @@ def compose(
     budget = parse_count(params) if params else None
     flags = {
         "mixer": mixer, "memory": memory, "attach": attach, "router": router, "feed_forward": ffn,
-        "dim": dim, "layers": layers,
+        "depths": depths, "dim": dim, "layers": layers,
     }  # fmt: skip
     _check_output(output, force)
     blueprint = _blueprint(file, {k: v for k, v in flags.items() if v is not None}, parse_settings(settings), budget)
