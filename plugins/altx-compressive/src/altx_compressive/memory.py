@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from altx.context import Context
 from altx.layer import FRESH, advanced
@@ -146,18 +147,23 @@ class Compressive(Memory):
         if not self.convolutions:
             grouped: Tensor = x.unflatten(1, (-1, self.config.ratio))
             return grouped.mean(2) if self.config.compression == "mean" else grouped.amax(2)
-        parts = zip(self.convolutions, x.mT.split(self.widths, 1), strict=True)
-        slots: Tensor = torch.cat([conv(part.to(conv.weight.dtype)) for conv, part in parts], 1).mT
-        return slots.to(x.dtype)
+        # Windows do not overlap, so that a convolution is one product.
+        windows = x.unflatten(1, (-1, self.config.ratio)).mT.split(self.widths, 2)
+        slots = [
+            F.linear(part.flatten(2).to(conv.weight.dtype), conv.weight.flatten(1), conv.bias)
+            for conv, part in zip(self.convolutions, windows, strict=True)
+        ]
+        return torch.cat(slots, -1).to(x.dtype)
 
     def _lost(self, queries: Tensor, leaving: Tensor, rows: Tensor) -> Tensor:
         """What attention with the segment's queries (B, segment, ...) misses in the slots: the sum over `rows` (B,)."""
         queries, leaving = (x.detach().to(torch.promote_types(x.dtype, torch.float32)) for x in (queries, leaving))
-        q = self._queries(queries)
+        q = self._queries(queries).transpose(1, 2)
+        shared = self.heads.query != self.heads.kv
 
         def recalled(x: Tensor) -> Tensor:
-            keys, values = self._keys_and_values(x)
-            return attended(q, keys[:, None], values[:, None]).value
+            keys, values = (each.transpose(1, 2) for each in self._keys_and_values(x))
+            return F.scaled_dot_product_attention(q, keys, values, scale=1.0, enable_gqa=shared)
 
         error = (recalled(self._compress(leaving)) - recalled(leaving)).square().flatten(1).mean(1)
         return error.masked_fill(~rows, 0).sum()
