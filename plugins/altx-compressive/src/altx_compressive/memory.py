@@ -147,12 +147,8 @@ class Compressive(Memory):
         if not self.convolutions:
             grouped: Tensor = x.unflatten(1, (-1, self.config.ratio))
             return grouped.mean(2) if self.config.compression == "mean" else grouped.amax(2)
-        # Windows do not overlap, so that a convolution is one product.
         windows = x.unflatten(1, (-1, self.config.ratio)).mT.split(self.widths, 2)
-        slots = [
-            F.linear(part.flatten(2).to(conv.weight.dtype), conv.weight.flatten(1), conv.bias)
-            for conv, part in zip(self.convolutions, windows, strict=True)
-        ]
+        slots = [_strided(conv, part.flatten(2)) for conv, part in zip(self.convolutions, windows, strict=True)]
         return torch.cat(slots, -1).to(x.dtype)
 
     def _lost(self, queries: Tensor, leaving: Tensor, rows: Tensor) -> Tensor:
@@ -181,6 +177,12 @@ class Compressive(Memory):
         """Which slots (B, slots) hold something: the last ones, of what is further back than `before` tokens."""
         count = (segments * self.config.segment - before).clamp(min=0) // ratio
         return torch.arange(slots, device=segments.device) >= slots - count[:, None]
+
+
+def _strided(conv: nn.Module, windows: Tensor) -> Tensor:
+    """A convolution of windows (B, n, width * ratio) that do not overlap, which is one product."""
+    assert isinstance(conv, nn.Conv1d)
+    return F.linear(windows.to(conv.weight.dtype), conv.weight.flatten(1), conv.bias)
 
 
 def _rows(chosen: list[bool], like: Tensor) -> Tensor:
