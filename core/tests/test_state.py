@@ -102,3 +102,23 @@ def test_bytes_counts_children() -> None:
 def test_replace_refuses_unknown_leaves() -> None:
     with pytest.raises(StateError, match="no leaf named thrid"):
         make().replace(thrid=torch.zeros(1))
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float64])
+def test_a_state_of_zeros_takes_after_a_parameter_and_keeps_what_accumulates_precise(dtype: torch.dtype | None) -> None:
+    spec = {"sum": Leaf(fp32=True), "past": Leaf(kind="conv"), "open": Leaf(kind="counter")}
+    state = State.zeros(
+        3, {"sum": (2, 5), "past": (4,), "open": ()}, spec, torch.ones(1).to(torch.float16), dtype=dtype
+    )
+    assert {name: (*leaf.shape,) for name, leaf in state.leaves.items()} == {
+        "sum": (3, 2, 5),
+        "past": (3, 4),
+        "open": (3,),
+    }
+    precise = torch.float64 if dtype == torch.float64 else torch.float32
+    kinds = {"sum": precise, "past": dtype or torch.float16, "open": torch.int64}
+    assert {name: leaf.dtype for name, leaf in state.leaves.items()} == kinds
+    assert (
+        state.seen is not None and state.seen.tolist() == [0, 0, 0] and not any(v.any() for v in state.flat().values())
+    )
+    assert State.zeros(1, {"past": (4,)}, {"past": Leaf()}, torch.ones(1), "meta")["past"].is_meta

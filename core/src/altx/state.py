@@ -52,6 +52,36 @@ class State:
         if self.leaves.keys() != self.spec.keys():
             raise StateError(f"leaves {sorted(self.leaves)} do not match their spec {sorted(self.spec)}")
 
+    @staticmethod
+    def zeros(
+        batch: int,
+        shapes: Mapping[str, Sequence[int]],
+        spec: Mapping[str, Leaf],
+        like: Tensor,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> State:
+        """A sequence's start as most layers have it: leaves (batch, *shape) of zeros, nothing seen.
+
+        Args:
+            batch: number of rows.
+            shapes: by leaf, without the rows.
+            spec: as for a state; a leaf that is fp32 gets float32 or more, a counter int64.
+            like: a parameter, whose device and dtype are the defaults.
+            device, dtype: what `init_state` was given.
+        """
+        device, dtype = device or like.device, dtype or like.dtype
+
+        def kept(leaf: Leaf) -> torch.dtype:
+            if leaf.kind == "counter":
+                return torch.int64
+            return torch.promote_types(dtype, torch.float32) if leaf.fp32 else dtype
+
+        leaves = {
+            name: torch.zeros(batch, *shape, device=device, dtype=kept(spec[name])) for name, shape in shapes.items()
+        }
+        return State(leaves, spec, seen=torch.zeros(batch, device=device, dtype=torch.int64))
+
     @property
     def tokens(self) -> Tensor | None:
         """(B,) real tokens consumed by each row, from here or from the first child that counts them."""

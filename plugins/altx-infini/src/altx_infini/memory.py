@@ -69,13 +69,10 @@ class Infini(Memory):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> State:
-        device = device or self.gate.device
-        precise = torch.promote_types(dtype or self.gate.dtype, torch.float32)
-        norm = torch.zeros(batch, self.heads.kv, self.heads.key_dim, device=device, dtype=precise)
-        memory = norm[..., None].expand(-1, -1, -1, self.heads.value_dim).clone()
-        none = torch.zeros(batch, dtype=torch.int64, device=device)
-        leaves = {"memory": memory, "norm": norm, "new_memory": memory, "new_norm": norm, "offset": none}
-        return State(leaves, SPEC, seen=none)
+        norm = self.heads.kv, self.heads.key_dim
+        memory = *norm, self.heads.value_dim
+        shapes = {"memory": memory, "norm": norm, "new_memory": memory, "new_norm": norm, "offset": ()}
+        return State.zeros(batch, shapes, SPEC, self.gate, device, dtype)
 
     def offset(self, state: State) -> list[int]:
         return state["offset"].tolist()

@@ -45,20 +45,14 @@ class Recurrent(Layer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> State:
-        like = next(self.parameters())
-        device, dtype = device or like.device, dtype or like.dtype
-        wide = torch.promote_types(dtype, torch.float32)
         leaves = dict(self.leaves())
         for name, child in self.named_children():
             if isinstance(child, ShortConv):
                 channels, _, taps = child.weight.shape
                 leaves[name] = (taps - 1, channels), CONV
-        zeros = {
-            name: torch.zeros(batch, *shape, device=device, dtype=wide if leaf.fp32 else dtype)
-            for name, (shape, leaf) in leaves.items()
-        }
-        seen = torch.zeros(batch, device=device, dtype=torch.int64)
-        return State(zeros, {name: leaf for name, (_, leaf) in leaves.items()}, seen=seen)
+        shapes = {name: shape for name, (shape, _) in leaves.items()}
+        spec = {name: leaf for name, (_, leaf) in leaves.items()}
+        return State.zeros(batch, shapes, spec, next(self.parameters()), device, dtype)
 
     def forward(self, x: Tensor, ctx: Context = FRESH, state: State | None = None) -> Output:
         if not x.shape[1]:

@@ -101,13 +101,9 @@ class Mamba2(Layer):
         dtype: torch.dtype | None = None,
     ) -> State:
         weight = self.conv1d.weight
-        device, dtype = device or weight.device, dtype or weight.dtype
-        wide = torch.promote_types(dtype, torch.float32)
-        leaves = {
-            "conv": torch.zeros(batch, weight.shape[2] - 1, weight.shape[0], device=device, dtype=dtype),
-            "ssm": torch.zeros(batch, len(self.D), self.state_size, self.head_dim, device=device, dtype=wide),
-        }
-        return State(leaves, LEAVES, seen=torch.zeros(batch, device=device, dtype=torch.int64))
+        ssm = len(self.D), self.state_size, self.head_dim
+        shapes = {"conv": (weight.shape[2] - 1, weight.shape[0]), "ssm": ssm}
+        return State.zeros(batch, shapes, LEAVES, weight, device, dtype)
 
     def forward(self, x: Tensor, ctx: Context = FRESH, state: State | None = None) -> Output:
         if not x.shape[1]:

@@ -99,14 +99,12 @@ class Mamba3(Layer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> State:
-        device = device or self.D.device
-        wide = torch.promote_types(dtype or self.D.dtype, torch.float32)
         heads, _, size = self.B_bias.shape
         shapes = {
-            "ssm": (size, self.head_dim), "angle": (self.projected[-1],), "k": (size,), "v": (self.head_dim,)
+            "ssm": (heads, size, self.head_dim), "angle": (heads, self.projected[-1]), "k": (heads, size),
+            "v": (heads, self.head_dim),
         }  # fmt: skip
-        leaves = {name: torch.zeros(batch, heads, *shape, device=device, dtype=wide) for name, shape in shapes.items()}
-        return State(leaves, LEAVES, seen=torch.zeros(batch, device=device, dtype=torch.int64))
+        return State.zeros(batch, shapes, LEAVES, self.D, device, dtype)
 
     def forward(self, x: Tensor, ctx: Context = FRESH, state: State | None = None) -> Output:
         if not x.shape[1]:

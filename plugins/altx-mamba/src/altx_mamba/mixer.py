@@ -98,13 +98,8 @@ class Mamba(Layer):
         dtype: torch.dtype | None = None,
     ) -> State:
         weight = self.conv1d.weight
-        inner, width = weight.shape[0], weight.shape[2]
-        device, dtype = device or weight.device, dtype or weight.dtype
-        leaves = {
-            "conv": torch.zeros(batch, width - 1, inner, device=device, dtype=dtype),
-            "ssm": torch.zeros(batch, *self.A_log.shape, device=device, dtype=_wide(dtype)),
-        }
-        return State(leaves, LEAVES, seen=torch.zeros(batch, device=device, dtype=torch.int64))
+        shapes = {"conv": (weight.shape[2] - 1, weight.shape[0]), "ssm": self.A_log.shape}
+        return State.zeros(batch, shapes, LEAVES, weight, device, dtype)
 
     def forward(self, x: Tensor, ctx: Context = FRESH, state: State | None = None) -> Output:
         if not x.shape[1]:

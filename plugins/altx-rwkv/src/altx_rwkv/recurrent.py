@@ -56,8 +56,8 @@ class Recurrent(Layer):
             state: that before them; None is a fresh one.
         """
 
-    def fresh(self, zeros: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The leaves before the first token, from zeros."""
+    def fresh(self, zeros: State) -> State:
+        """The state before the first token, from zeros, which may be written to."""
         return zeros
 
     def init_state(
@@ -68,16 +68,10 @@ class Recurrent(Layer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> State:
-        like = next(self.parameters())
-        device, dtype = device or like.device, dtype or like.dtype
-        wide = torch.promote_types(dtype, torch.float32)
         leaves = {"shift": ((self.dim,), SHIFT), **self.leaves()}
-        zeros = {
-            name: torch.zeros(batch, *shape, device=device, dtype=wide if leaf.fp32 else dtype)
-            for name, (shape, leaf) in leaves.items()
-        }
-        seen = torch.zeros(batch, device=device, dtype=torch.int64)
-        return State(self.fresh(zeros), {name: leaf for name, (_, leaf) in leaves.items()}, seen=seen)
+        shapes = {name: shape for name, (shape, _) in leaves.items()}
+        spec = {name: leaf for name, (_, leaf) in leaves.items()}
+        return self.fresh(State.zeros(batch, shapes, spec, next(self.parameters()), device, dtype))
 
     def forward(self, x: Tensor, ctx: Context = FRESH, state: State | None = None) -> Output:
         if not x.shape[1]:

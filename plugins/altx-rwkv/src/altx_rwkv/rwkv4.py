@@ -67,7 +67,7 @@ class RWKV4(Recurrent):
     def leaves(self) -> Mapping[str, tuple[tuple[int, ...], Leaf]]:
         return {"wkv": ((2, self.key.out_features), Leaf(fp32=True))}
 
-    def fresh(self, zeros: dict[str, Tensor]) -> dict[str, Tensor]:
+    def fresh(self, zeros: State) -> State:
         zeros["wkv"][:, 1] = EMPTY
         return zeros
 

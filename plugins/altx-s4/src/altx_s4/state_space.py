@@ -66,11 +66,7 @@ class StateSpace(Layer):
     ) -> State | None:
         if self.bidirectional:
             return None
-        weight = next(self.parameters())
-        device, dtype = device or weight.device, dtype or weight.dtype
-        kept = torch.promote_types(dtype, torch.float32)
-        leaves = {"ssm": torch.zeros(batch, *self.state_shape, device=device, dtype=kept)}
-        return State(leaves, LEAVES, seen=torch.zeros(batch, device=device, dtype=torch.int64))
+        return State.zeros(batch, {"ssm": self.state_shape}, LEAVES, next(self.parameters()), device, dtype)
 
     def forward(self, x: Tensor, ctx: Context = FRESH, state: State | None = None) -> Output:
         if self.bidirectional:

@@ -67,21 +67,10 @@ class TokenTuring(Memory):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> State:
-        like = self.unit.position
-        device, dtype = device or like.device, dtype or like.dtype
-        precise = torch.promote_types(dtype, torch.float32)
-
-        def blank(count: int, dtype: torch.dtype) -> Tensor:
-            return torch.zeros(batch, count, like.shape[1], device=device, dtype=dtype)
-
-        config = self.config
-        leaves = {
-            "memory": blank(config.memory, precise),
-            "output": blank(config.process, precise),
-            "open": blank(config.frame, dtype),
-            "offset": torch.zeros(batch, dtype=torch.int64, device=device),
-        }
-        return State(leaves, SPEC, seen=leaves["offset"])
+        config, like = self.config, self.unit.position
+        counts = {"memory": config.memory, "output": config.process, "open": config.frame}
+        shapes = {**{name: (count, like.shape[1]) for name, count in counts.items()}, "offset": ()}
+        return State.zeros(batch, shapes, SPEC, like, device, dtype)
 
     def offset(self, state: State) -> list[int]:
         return state["offset"].tolist()
