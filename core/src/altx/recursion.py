@@ -105,14 +105,16 @@ class Recursion(Layer):
     def _applied(self, h: Tensor, ctx: Context, left: Tensor, state: State | None, streaming: bool) -> Output:
         """f of the tokens that are left, with h (B, T, D) as it is elsewhere."""
         traced = h.is_meta or torch.compiler.is_compiling()
-        if streaming and not (self.training or traced) and not bool(left.any()):
-            return Output(h, state)  # In decoding the depths that no token needs cost nothing.
         if not dispatch.countable(h, ctx):
+            if streaming and not (self.training or traced) and not bool(left.any()):
+                return Output(h, state)  # In decoding the depths that no token needs cost nothing.
             out = self.body(h, ctx, state)
             return Output(torch.where(left[..., None], out.y, h), out.state, out.losses, out.metrics)
         counts = left.sum(1)
         # Asks the device, once for each depth, which costs less than what it would do in vain.
         host: list[int] = counts.tolist()
+        if not (self.training or any(host)):
+            return Output(h, state)
         token, flat = left.flatten().nonzero().flatten(), h.flatten(0, 1)
         rows = dispatch.Rows.of(token, counts, host, h.shape[1])
         out = self.body(rows.lay(flat), rows.context(ctx), state)
