@@ -91,6 +91,8 @@ def test_a_dead_state_gets_no_token_and_is_heard_by_none_however_few_live():
     for i in (1, 4):
         nsm.population.alive[i] = False
         assert (nsm.scan(x, nsm.init_state(2)).metrics["load"] > 0).tolist() == nsm.population.alive.tolist()
+    state = nsm.init_state(2)
+    assert not nsm.scan(x, state).read.value.any() and not nsm.read(x, state)[0].value.any()
 
 
 def test_what_a_sequence_kept_of_a_dead_state_is_not_taken_for_a_new_one():
