@@ -67,12 +67,13 @@ def by_token(layer: Recursion, x: torch.Tensor, real: list[int]) -> torch.Tensor
 
 
 def by_expert(layer: Recursion, x: torch.Tensor, real: list[int], trained: bool, causal: bool = True) -> torch.Tensor:
-    """One row: at each depth those that score highest go on; after training those whose logit is above 0."""
-    h, there = x, real
+    """One row: at each depth those that score highest go on; after training those that the predictor says would."""
+    h, there, router = x, real, layer.router
     for r, share in enumerate((1, 2 / 3, 1 / 2)):
-        logits = h @ layer.router.weight[r] + layer.router.bias[r]
+        logits = h @ router.weight[r] + (0 if router.bias is None else router.bias[r])
+        guess = router.predictors[r](h)[:, 0] if len(router.predictors) else logits
         if trained and r:
-            there = [t for t in there if logits[t].item() > 0]
+            there = [t for t in there if guess[t].item() > 0]
         elif not trained:
             best = sorted(there, key=lambda t: -logits[t].item())[: math.ceil(share * len(there) - 1e-9)]
             there = sorted(best)
@@ -83,10 +84,14 @@ def by_expert(layer: Recursion, x: torch.Tensor, real: list[int], trained: bool,
 
 
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("choice", ["token", "expert", "expert after training", "expert in an encoder"])
+@pytest.mark.parametrize(
+    "choice", ["token", "expert", "expert after training", "expert in an encoder", "expert after training, mlp"]
+)
 def test_tokens_go_as_deep_as_the_papers_equations_say(choice: str, masked: bool) -> None:
-    causal, trained = choice != "expert in an encoder", choice == "expert after training"
-    layer, x, mask = recursion(choice=choice.split()[0], causal=causal), tokens(), MASK if masked else MASK | True
+    causal, trained = choice != "expert in an encoder", choice.startswith("expert after training")
+    router = {"predictor": "mlp"} if choice.endswith("mlp") else {}
+    layer, x = recursion(choice=choice.split()[0], causal=causal, **router), tokens()
+    mask = MASK if masked else MASK | True
     layer.train(choice in ("expert", "token"))
     out = layer(x, Context(mask=MASK if masked else None, causal=causal))
     for row in range(3):
@@ -127,6 +132,16 @@ def test_the_predictors_loss_is_the_papers_auxiliary_loss_at_every_depth() -> No
     torch.testing.assert_close(out.losses["router.predictor"], wanted, rtol=1e-11, atol=1e-11)
     torch.testing.assert_close(out.metrics["router.predicted"].double(), right)
     assert out.losses.keys() == {f"router.{name}" for name in layer.router.capabilities.losses}
+
+
+def test_a_network_that_predicts_learns_from_its_own_loss_and_trains_nothing_else() -> None:
+    layer = recursion(predictor="mlp").train()
+    names, parameters = zip(*layer.named_parameters(), strict=True)
+    out = layer(tokens(), Context(mask=MASK))
+    gradients = torch.autograd.grad(out.losses["router.predictor"], parameters, allow_unused=True)
+    reached = {name for name, gradient in zip(names, gradients, strict=True) if gradient is not None and gradient.any()}
+    assert reached and all(name.startswith("router.predictors.") for name in reached)
+    torch.autograd.grad(layer(tokens(), Context(mask=MASK)).y.sum(), layer.router.weight)
 
 
 def test_a_share_is_of_the_rows_tokens_and_rounded_up() -> None:

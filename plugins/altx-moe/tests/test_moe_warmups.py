@@ -10,6 +10,7 @@ import torch
 
 from altx.compose import compose
 from altx.context import Context
+from altx.errors import CompositionError
 from altx.layer import StepInfo
 from altx.model import Model
 from altx.recursion import Recursion
@@ -73,6 +74,16 @@ def test_every_token_goes_to_the_last_depth_before_any_is_balanced() -> None:
         router.on_step(StepInfo(step, load))
         assert bool(router.bias.any()) == (step > STEPS)
     assert layer.router.bias.tolist() == pytest.approx([0.01, 0.01, -0.01])
+
+
+def test_targets_that_are_no_depths_know_no_last_one() -> None:
+    targets = [{"feed_forward": "swiglu", "repeat": 3}]
+    router = {"name": "mixture-of-recursions", "choice": "token", "balance_warmup_steps": STEPS}
+    model = compose({"dim": DIM, "blocks": [{"sublayers": [{"router": router, "targets": targets}]}]}, seed=0)
+    with pytest.raises(
+        CompositionError, match=r"balance_warmup_steps sends every token to the last depth, and .*experts"
+    ):
+        model(torch.zeros(1, 2, dtype=torch.int64))
 
 
 def test_after_training_a_token_has_the_depth_of_its_own() -> None:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from altx.context import Context
+from altx.errors import CompositionError
 from altx.layer import FRESH, StepInfo
 from altx.router import Route, Router, Targets
 from altx.spec import BuildContext
@@ -108,6 +109,9 @@ class TokenChoice(TopK):
         config: scores and balancing.
         dim: model width D.
         n: number of depths.
+
+    Raises:
+        CompositionError: in a warm-up, if the targets are no depths.
     """
 
     step: Tensor | None
@@ -116,6 +120,14 @@ class TokenChoice(TopK):
         super().__init__(config.by_token, dim, n)
         self.warmup = config.balance_warmup_steps
         self.register_buffer("step", torch.zeros((), dtype=torch.int64) if self.warmup else None)
+
+    def route(self, x: Tensor, targets: Targets, ctx: Context = FRESH, state: State | None = None) -> Route:
+        if self.warmup and targets.kind != "depths":
+            raise CompositionError(
+                f"balance_warmup_steps sends every token to the last depth, and these targets are {targets.kind}",
+                hint="leave it out, or give depths",
+            )
+        return super().route(x, targets, ctx, state)
 
     def _pick(self, scores: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
         if self.step is not None and self.training:
