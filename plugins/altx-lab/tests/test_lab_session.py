@@ -178,6 +178,8 @@ def test_a_truncated_checkpoint_is_refused_and_the_one_before_serves(tmp_path, w
         ("run.json", ('"parameters"', '"parametres"'), r"run\.json: parameters: field required"),
         ("run.json", ('"evaluation": "', '"evaluation": ["'), "not a run: run.json is not JSON"),
         ("run.json", ('"path": "', '"path": 3, "was": "'), r"run\.json: text\.path: input should be a valid string"),
+        ("run.json", ('"length": 8', '"length": 4000'), "too few for windows of 4,000"),
+        ("run.json", ('"batch": 2', '"batch": 1' + 40 * "0"), r"run\.json\.batch: input should be less than or equal"),
         ("run.json", ('{', '{"a": ' + 5000 * "["), "not a run: run.json is not JSON"),
         ("metrics.jsonl", ('"held_out": ', '"held_out": [0], "was": '), r"metrics\.jsonl: line 4 is damaged.*step 6"),
         ("metrics.jsonl", ('{"step": 5', '{"steps": 5'), r"metrics\.jsonl: line 6 is damaged.*step 6"),

@@ -127,6 +127,7 @@ def resume(
             raise AltxError(f"--steps: this run goes to step {old.steps}, and resuming can only raise that")
         device = pick_device(settings.device)
         source = _same_text(run, text, plugins)
+        source.require(settings.length)
         newest, model, files = run.latest(plugins)
         if model_file and not _same_model(model_file, model, plugins or registry.default()):
             raise AltxError(f"{model_file}: not the model of {path}", hint=f"leave it out: {resume_command(path)}")

@@ -23,8 +23,8 @@ class Settings(Config):
     """
 
     steps: int = Field(2000, ge=1, description="optimizer steps in all")
-    batch: int = Field(8, ge=1, description="windows per step")
-    length: int = Field(128, ge=1, description="bytes that each window predicts")
+    batch: int = Field(8, ge=1, le=1 << 24, description="windows per step")
+    length: int = Field(128, ge=1, le=1 << 24, description="bytes that each window predicts")
     lr: float = Field(4e-3, gt=0, allow_inf_nan=False, description="highest learning rate")
     weight_decay: float = Field(0.1, ge=0, allow_inf_nan=False, description="AdamW's, on matrices")
     warmup: int = Field(40, ge=0, description="steps over which the rate rises")
