@@ -16,12 +16,7 @@ BACKENDS = ["native", "torch"]
 EXAMPLES = {example.label: example for example in cases.examples()}
 
 
-@pytest.fixture(autouse=True)
-def _threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def cast(arguments: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:

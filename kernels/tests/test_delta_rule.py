@@ -22,12 +22,7 @@ EXAMPLES = {example.label: example for example in cases.examples()}
 FLOATS = ("q", "k", "v", "a", "b", "g", "initial_state")
 
 
-@pytest.fixture(autouse=True)
-def _threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def without_gradients(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -17,12 +17,7 @@ BACKENDS = ["reference", "native"]
 KINDS = {"no gate": {"gate": False}, "gate first": {}, "gate last": {"gate_first": False}}
 
 
-@pytest.fixture(autouse=True)
-def _threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def run(arguments: dict[str, Any], backend: str) -> list[torch.Tensor]:

@@ -25,12 +25,7 @@ decays = pytest.mark.parametrize("decay", cases.DECAYS)
 backends = pytest.mark.parametrize("backend", FAST)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def call(decay: str, *sizes: int, dtype: torch.dtype = torch.float64, **options: Any) -> dict[str, Any]:

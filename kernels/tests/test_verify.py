@@ -12,7 +12,7 @@ from torch import Tensor
 
 from altx_kernels import Backend, KernelError, Op, op
 from altx_kernels.examples import Example, randn
-from altx_kernels.verify import Finding, relative_error, verify
+from altx_kernels.verify import Finding, outputs_and_gradients, relative_error, verify
 
 
 @pytest.fixture(autouse=True)
@@ -323,3 +323,11 @@ def test_an_op_without_examples_is_skipped():
 def test_an_unknown_backend_is_an_error():
     with pytest.raises(KernelError, match="op 'decay' has no backend 'cuda'"):
         list(verify(Op("decay", decay, examples=examples), ["cuda"]))
+
+
+def test_outputs_and_gradients_have_the_names_of_what_they_are_of():
+    x, y = randn(3, seed=1), randn(3, seed=2)
+    found = outputs_and_gradients(lambda x, y, n: (x * y[0], n), {"x": x, "y": [y], "n": torch.tensor([4])})
+    assert list(found) == ["output[0]", "output[1]", "x", "y[0]"] and torch.equal(found["output[0]"], (x * y).detach())
+    torch.testing.assert_close(found["x"] * x, found["y[0]"] * y)
+    assert found["x"].all()

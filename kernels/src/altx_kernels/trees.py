@@ -28,6 +28,17 @@ def map_leaves(fn: Callable[[str, Tensor], Tensor], value: Any, name: str = "") 
     return value
 
 
+def map_floats(fn: Callable[[str, Tensor], Tensor], value: Any) -> Any:
+    """As `map_leaves` for floating tensors, given detached; what `fn` makes of them requires gradients as they did."""
+
+    def one(name: str, tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        return fn(name, tensor.detach()).detach().requires_grad_(tensor.requires_grad)
+
+    return map_leaves(one, value)
+
+
 def leaves(value: Any, name: str = "") -> dict[str, Tensor]:
     """The tensors of a structure by name; see `map_leaves`."""
     found: dict[str, Tensor] = {}

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from altx_kernels.examples import Example, randn
 from altx_kernels.op import REFERENCE, Backend, KernelError, Op
-from altx_kernels.trees import leaves, map_leaves
+from altx_kernels.trees import leaves, map_floats, map_leaves
 
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-2}
 
@@ -186,18 +186,9 @@ class _Expected:
     """The reference's outputs and gradients in float64, for inputs rounded to a dtype."""
 
     def __init__(self, op: Op[Any], example: Example, dtype: torch.dtype) -> None:
-        def rounded(name: str, value: Tensor) -> Tensor:
-            if not value.is_floating_point():
-                return value
-            return value.detach().to(dtype).double().requires_grad_(value.requires_grad)
-
-        arguments = map_leaves(rounded, dict(example.arguments))
+        arguments = map_floats(lambda name, value: value.to(dtype).double(), dict(example.arguments))
         self.outputs = leaves(op.reference(**arguments), "output")
-        self.weights = {
-            name: randn(*output.shape, seed=1 + index, grad=False).to(dtype).double()
-            for index, (name, output) in enumerate(self.outputs.items())
-            if output.is_floating_point()
-        }
+        self.weights = {name: weight.to(dtype).double() for name, weight in _weights(self.outputs).items()}
         self.gradients = _differentiate(self.outputs, self.weights, arguments)
         self.outputs = {name: output.detach() for name, output in self.outputs.items()}
 
@@ -289,6 +280,30 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
     scale = float(expected.abs().max())
     difference = float((actual - expected).abs().max())
     return difference / scale if scale else difference
+
+
+def outputs_and_gradients(fn: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Tensor]:
+    """What a call returns, and the gradients of a weighted sum of it: what two backends have to agree in.
+
+    Args:
+        fn: an op, or one backend of it.
+        arguments: by name; gradients are taken in those that require them.
+
+    Returns:
+        Tensors by name: those of the outputs begin with "output", gradients are named as their arguments.
+    """
+    outputs = leaves(fn(**arguments), "output")
+    gradients = _differentiate(outputs, _weights(outputs), arguments)
+    return {**{name: output.detach() for name, output in outputs.items()}, **gradients}
+
+
+def _weights(outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Different random numbers for every floating output."""
+    return {
+        name: randn(*output.shape, seed=1 + index, grad=False)
+        for index, (name, output) in enumerate(outputs.items())
+        if output.is_floating_point()
+    }
 
 
 def _differentiate(outputs: dict[str, Tensor], weights: dict[str, Tensor], arguments: Any) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,27 +11,15 @@ from altx_ntm.kernels.dnc import SCAN, cases, native
 
 from altx.measure import count_flops
 from altx_kernels import KernelError
-from altx_kernels.trees import leaves, map_leaves
-from altx_kernels.verify import verify
+from altx_kernels.trees import leaves, map_floats, map_leaves
+from altx_kernels.verify import outputs_and_gradients, verify
 
 EXAMPLES = {example.label: dict(example.arguments) for example in cases.examples()}
-
-
-@pytest.fixture(autouse=True)
-def _threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def run(arguments: dict[str, Any], backend: str) -> dict[str, torch.Tensor]:
-    """Outputs, and the gradients of all of them in all floating arguments."""
-    outputs = leaves(SCAN(**arguments, backend=backend), "output")
-    loss = sum((t * cases.randn(*t.shape, seed=9, grad=False).to(t)).sum() for t in outputs.values())
-    inputs = {name: t for name, t in leaves(arguments).items() if t.requires_grad}
-    gradients = torch.autograd.grad(loss, list(inputs.values()), allow_unused=True, materialize_grads=True)
-    return {n: t.detach() for n, t in outputs.items()} | dict(zip(inputs, gradients, strict=True))
+    return outputs_and_gradients(partial(SCAN, backend=backend), arguments)
 
 
 def assert_same(found, expected, tolerance=1e-10):
@@ -39,15 +28,6 @@ def assert_same(found, expected, tolerance=1e-10):
         torch.testing.assert_close(
             found[name], value, rtol=tolerance, atol=tolerance, msg=lambda m, name=name: f"{name}: {m}"
         )
-
-
-def changed(arguments: dict[str, Any], fn) -> dict[str, Any]:
-    def one(name: str, tensor: torch.Tensor) -> torch.Tensor:
-        if not tensor.is_floating_point():
-            return tensor
-        return fn(name, tensor.detach()).detach().requires_grad_(tensor.requires_grad)
-
-    return map_leaves(one, arguments)
 
 
 def test_native_is_the_reference_in_every_dtype_and_layout():
@@ -93,8 +73,8 @@ def test_what_a_masked_token_holds_reaches_nothing():
         hidden = ~mask.reshape(*mask.shape, *(1,) * (tensor.dim() - 2))
         return tensor.masked_fill(hidden, torch.nan) if name.startswith(("reads", "writes")) else tensor
 
-    found = run(changed(arguments, spoiled), "native")
-    assert_same(found, run(changed(arguments, lambda _, t: t), "native"), 0)
+    found = run(map_floats(spoiled, arguments), "native")
+    assert_same(found, run(arguments, "native"), 0)
     assert not found["output[0]"][~mask].any() and not found["writes.add"][~mask].any()
 
 
@@ -108,7 +88,7 @@ def test_nan_stays_in_its_row(where):
             tensor[1, 2] = torch.nan
         return tensor
 
-    clean, found = run(changed(arguments, lambda _, t: t), "native"), run(changed(arguments, spoiled), "native")
+    clean, found = run(arguments, "native"), run(map_floats(spoiled, arguments), "native")
     assert found["output[0]"][1].isnan().any()
     for name, value in found.items():
         for row in (0, 2):
@@ -116,7 +96,7 @@ def test_nan_stays_in_its_row(where):
 
 
 def test_any_number_of_threads_gives_the_same_bits():
-    arguments = changed(cases.call(5, 20, 20, 8, readers=2), lambda _, t: t.float())
+    arguments = map_floats(lambda _, t: t.float(), cases.call(5, 20, 20, 8, readers=2))
     results = []
     for threads in (1, 2, 5):
         torch.set_num_threads(threads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,27 +12,15 @@ from altx_ntm.kernels.ntm import cases, native
 
 from altx.measure import count_flops
 from altx_kernels import KernelError
-from altx_kernels.trees import leaves, map_leaves
-from altx_kernels.verify import verify
+from altx_kernels.trees import leaves, map_floats, map_leaves
+from altx_kernels.verify import outputs_and_gradients, verify
 
 EXAMPLES = {example.label: dict(example.arguments) for example in cases.examples()}
-
-
-@pytest.fixture(autouse=True)
-def _threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def run(arguments: dict[str, Any], **pin: Any) -> dict[str, torch.Tensor]:
-    """Outputs, and the gradients of all of them in all floating arguments."""
-    outputs = leaves(SCAN(**arguments, **pin), "output")
-    loss = sum((t * cases.randn(*t.shape, seed=9, grad=False).to(t)).sum() for t in outputs.values())
-    inputs = {name: t for name, t in leaves(arguments).items() if t.requires_grad}
-    gradients = torch.autograd.grad(loss, list(inputs.values()), allow_unused=True, materialize_grads=True)
-    return {n: t.detach() for n, t in outputs.items()} | dict(zip(inputs, gradients, strict=True))
+    return outputs_and_gradients(partial(SCAN, **pin), arguments)
 
 
 def assert_same(found, expected, tolerance=1e-10):
@@ -40,17 +29,6 @@ def assert_same(found, expected, tolerance=1e-10):
         torch.testing.assert_close(
             found[name], value, rtol=tolerance, atol=tolerance, msg=lambda m, name=name: f"{name}: {m}"
         )
-
-
-def changed(arguments: dict[str, Any], fn) -> dict[str, Any]:
-    """New leaves with `fn(name, tensor)` in place of every floating tensor."""
-
-    def one(name: str, tensor: torch.Tensor) -> torch.Tensor:
-        if not tensor.is_floating_point():
-            return tensor
-        return fn(name, tensor.detach()).detach().requires_grad_(tensor.requires_grad)
-
-    return map_leaves(one, arguments)
 
 
 @pytest.mark.parametrize("backend", ["native", "torch"])
@@ -93,8 +71,8 @@ def test_what_a_masked_token_holds_reaches_nothing(order):
         hidden = ~mask.reshape(*mask.shape, *(1,) * (tensor.dim() - 2))
         return tensor.masked_fill(hidden, torch.nan) if name.startswith(("reads", "writes")) else tensor
 
-    found = run(changed(arguments, spoiled), backend="native")
-    assert_same(found, run(changed(arguments, lambda _, t: t), backend="native"), 0)
+    found = run(map_floats(spoiled, arguments), backend="native")
+    assert_same(found, run(arguments, backend="native"), 0)
     assert not found["output[0]"][~mask].any()
     assert not found["reads.key"][~mask].any() and not found["writes.add"][~mask].any()
 
@@ -111,8 +89,8 @@ def test_nan_stays_in_its_row(where, backend):
             tensor[1, 2] = torch.nan
         return tensor
 
-    clean = run(changed(arguments, lambda _, t: t), backend=backend)
-    found = run(changed(arguments, spoiled), backend=backend)
+    clean = run(arguments, backend=backend)
+    found = run(map_floats(spoiled, arguments), backend=backend)
     assert found["output[0]"][1].isnan().any()
     for name, value in found.items():
         for row in (0, 2):
@@ -122,7 +100,7 @@ def test_nan_stays_in_its_row(where, backend):
 
 @pytest.mark.parametrize("batch", [3, 16])
 def test_any_number_of_threads_gives_the_same_bits(batch):
-    arguments = changed(cases.call(batch, 40, 40, 8), lambda _, t: t.float())
+    arguments = map_floats(lambda _, t: t.float(), cases.call(batch, 40, 40, 8))
     assert batch * 40 * 40 * 8 >= native.SERIAL
     results = []
     for threads in (1, 2, 5):
@@ -177,8 +155,8 @@ def test_many_tokens_keep_few_memories():
 
 @pytest.mark.parametrize("grad", [True, False])
 def test_the_primitive_is_what_torch_expects(grad):
-    arguments = changed(EXAMPLES["read-write mask reset"], lambda _, t: t)
-    arguments = map_leaves(lambda _, t: t.detach().requires_grad_(grad) if t.is_floating_point() else t, arguments)
+    arguments = map_floats(lambda _, t: t, EXAMPLES["read-write mask reset"])
+    arguments = map_leaves(lambda _, t: t.requires_grad_(grad) if t.is_floating_point() else t, arguments)
     slots, fresh, reads, writes = (arguments[name] for name in ("slots", "fresh", "reads", "writes"))
     rest = (arguments["mask"], arguments["reset"], True, grad)
     both = (*reads, *writes.heads, writes.erase, writes.add, *slots, *fresh, *rest)

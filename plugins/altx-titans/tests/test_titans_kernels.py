@@ -1,6 +1,7 @@
 """Every backend of the loop over chunks against the loop in PyTorch, which is held to the papers elsewhere."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,39 +13,16 @@ from altx_titans.ttt import TTT
 
 from altx.measure import count_flops
 from altx_kernels import KernelError
-from altx_kernels.trees import leaves, map_leaves
-from altx_kernels.verify import verify
+from altx_kernels.trees import leaves, map_floats, map_leaves
+from altx_kernels.verify import outputs_and_gradients, verify
 
 EXAMPLES = {example.label: dict(example.arguments) for example in cases.examples()}
+pytestmark = pytest.mark.usefixtures("one_thread")
 EVERYTHING = {"scaled": True, "learned": True, "anew": True, "bound": 0.2}
 
 
-@pytest.fixture(autouse=True)
-def _threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def run(arguments: dict[str, Any], backend: str) -> dict[str, torch.Tensor]:
-    """Outputs, and the gradients of all of them in all floating arguments."""
-    outputs = leaves(LEARN(**arguments, backend=backend), "output")
-    loss = sum((t * cases.randn(*t.shape, seed=9, grad=False).to(t)).sum() for t in outputs.values())
-    inputs = {name: t for name, t in leaves(arguments).items() if t.requires_grad}
-    gradients = torch.autograd.grad(loss, list(inputs.values()), allow_unused=True, materialize_grads=True)
-    return {n: t.detach() for n, t in outputs.items()} | dict(zip(inputs, gradients, strict=True))
-
-
-def changed(arguments: dict[str, Any], fn) -> dict[str, Any]:
-    """New leaves with `fn(name, tensor)` in place of every floating tensor."""
-
-    def one(name: str, tensor: torch.Tensor) -> torch.Tensor:
-        if not tensor.is_floating_point():
-            return tensor
-        return fn(name, tensor.detach()).detach().requires_grad_()
-
-    return map_leaves(one, arguments)
+    return outputs_and_gradients(partial(LEARN, backend=backend), arguments)
 
 
 def test_native_is_the_loop_in_every_dtype_and_layout():
@@ -77,7 +55,7 @@ def test_nan_stays_in_its_row():
             tensor[1] = torch.nan
         return tensor
 
-    clean, found = run(changed(arguments, lambda _, t: t), "native"), run(changed(arguments, spoiled), "native")
+    clean, found = run(arguments, "native"), run(map_floats(spoiled, arguments), "native")
     assert found["output.value"][1].isnan().any()
     for name, value in found.items():
         for row in (0, 2):
@@ -86,7 +64,7 @@ def test_nan_stays_in_its_row():
 
 
 def test_any_number_of_threads_gives_the_same_bits():
-    arguments = changed(cases.call(3, 2, 16, 16, 40, **EVERYTHING), lambda _, t: t.float())
+    arguments = map_floats(lambda _, t: t.float(), cases.call(3, 2, 16, 16, 40, **EVERYTHING))
     results = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(native, "SERIAL", 0)
