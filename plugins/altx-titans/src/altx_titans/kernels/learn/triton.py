@@ -12,8 +12,9 @@ the adjoint's first kernel hands to its second.
 A layer's bias is kept apart from its matrix, which so divides into blocks. Names are those of native.c. Threads meet
 (debug_barrier) between loads and stores of the same numbers, which need not be by the same thread.
 
-How warps share products decides how many registers they take. Triton goes by the first of those that are connected:
-its columns if they are more than its rows, else its rows. Hence num_warps, and what comes first in a loop.
+How warps share products decides how many registers they take. Triton goes by the first of those that are connected: by
+its columns if they are more than its rows, else by its rows, of which there are too few. Hence BD > BC, and what comes
+first in a loop.
 """
 
 # Where a constant decides, Triton compiles one branch, which takes an `if` of its own.
@@ -484,11 +485,12 @@ def backward_kernel(
 def _constants(
     key: Tensor, width: int, inputs: int, norm: bool, scaled: bool, eps: float, factor: float, bound: float, moves: bool
 ) -> dict[str, Any]:
-    tokens, across = power_of_2(key.shape[3]), power_of_2(width)
+    tokens = power_of_2(key.shape[3])
+    across = max(2 * tokens, power_of_2(width))
     return {
         "FACTOR": factor, "EPS": eps, "BOUND": bound, "NORM": norm, "BIASED": int(inputs > width),
         "SCALED": int(scaled), "MOVES": int(moves), "BC": tokens, "BD": across, "BR": ROWS,
-        "num_warps": min(8, across // 8) if tokens < across else min(8, tokens // 8), "num_stages": 1,
+        "num_warps": min(8, across // 8), "num_stages": 1,
     }  # fmt: skip
 
 
