@@ -212,6 +212,34 @@ class Memory(Component):
         return Scan(_joined(done, x), done[-1].state, losses)
 
 
+class Lookup(Memory):
+    """A memory that training writes: a call reads it, and leaves it as it is."""
+
+    def init_state(
+        self,
+        batch: int,
+        *,
+        capacity: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> State:
+        return State()
+
+    def read(self, q: Tensor, state: State, ctx: Context = FRESH) -> tuple[Read, State]:
+        return Read(self.look_up(q)), state
+
+    def write(self, u: Tensor, state: State, ctx: Context = FRESH) -> tuple[State, Mapping[str, Tensor]]:
+        return state, {}
+
+    def scan(self, x: Tensor, state: State, ctx: Context = FRESH) -> Scan:
+        """All tokens at once: none sees another."""
+        return Scan(Read(self.look_up(x)), state)
+
+    @abstractmethod
+    def look_up(self, x: Tensor) -> Tensor:
+        """Values (B, T, D) for the tokens x (B, T, D)."""
+
+
 def added(into: dict[str, Tensor], values: Mapping[str, Tensor]) -> None:
     """Add values to those of the same name."""
     for name, value in values.items():

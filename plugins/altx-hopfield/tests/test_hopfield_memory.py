@@ -41,7 +41,7 @@ def test_the_authors_code_agrees(case: str, dtype: torch.dtype, within: float, m
     for few in (False, True):
         # In both orders of the products.
         monkeypatch.setattr(memory, "_few_are", lambda tokens, few=few: few)
-        torch.testing.assert_close(memory.retrieve(x), wanted, rtol=0, atol=within)
+        torch.testing.assert_close(memory.look_up(x), wanted, rtol=0, atol=within)
 
 
 @torch.no_grad()
@@ -56,7 +56,7 @@ def test_the_papers_equations() -> None:
 
     assert memory.in_proj_bias is not None and memory.target_weights is not None
     x = torch.randn(1, 3, 6, dtype=torch.float64)
-    for token, y in zip(x[0], memory.retrieve(x)[0], strict=True):
+    for token, y in zip(x[0], memory.look_up(x)[0], strict=True):
         found = []
         for h in range(2):
             rows = [slice(6 * part + 3 * h, 6 * part + 3 * h + 3) for part in range(3)]
@@ -82,7 +82,7 @@ def test_a_high_beta_brings_a_single_pattern_back() -> None:
     memory.out_proj.weight.copy_(eye)
     patterns = F.layer_norm(memory.lookup_weights[0], (16,))
     noisy = patterns + 0.1 * torch.randn_like(patterns)
-    torch.testing.assert_close(memory.retrieve(noisy[None])[0], patterns, rtol=0, atol=1e-3)
+    torch.testing.assert_close(memory.look_up(noisy[None])[0], patterns, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("mode", [None, "ffn"])
@@ -103,7 +103,7 @@ def test_defaults_fit_any_width(dim: int) -> None:
 def test_a_token_by_itself_projects_no_pattern(monkeypatch: pytest.MonkeyPatch) -> None:
     memory = Hopfield(HopfieldConfig(), 64)
     monkeypatch.setattr(memory, "_many", None)
-    memory.retrieve(torch.randn(1, 1, 64))
+    memory.look_up(torch.randn(1, 1, 64))
     assert not memory._few_are(1000)
 
 

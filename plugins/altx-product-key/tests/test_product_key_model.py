@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 from altx_product_key.config import MemoryLayerConfig, ProductKeyConfig
-from altx_product_key.lookup import Lookup
 from altx_product_key.memory_layer import MemoryLayer
 from altx_product_key.product_key import ProductKey
 
 from altx import checkpoint, recipe, registry
 from altx.compose import build, compose
 from altx.errors import AltxError
+from altx.memory import Lookup
 from altx.optim import optimizer_groups
 from altx.resolve import resolve
 from altx.testing import prove

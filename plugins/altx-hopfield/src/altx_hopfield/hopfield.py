@@ -6,21 +6,16 @@ prefixes `hopfield.` and `association_core.`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from altx.context import Context
-from altx.layer import FRESH
-from altx.memory import Memory, Read, Scan
+from altx.memory import Lookup
 from altx.spec import BuildContext
-from altx.state import State
 from altx_hopfield.config import HopfieldConfig, capabilities
 
 
-class Hopfield(Memory):
+class Hopfield(Lookup):
     """N patterns that training stores, and of which each token retrieves.
 
         q = W_Q norm(x),  K = W_K norm(patterns),  V = W_V norm(patterns or values)
@@ -54,27 +49,7 @@ class Hopfield(Memory):
         if config.bias:
             nn.init.zeros_(self.out_proj.bias)
 
-    def init_state(
-        self,
-        batch: int,
-        *,
-        capacity: int | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> State:
-        return State()
-
-    def read(self, q: Tensor, state: State, ctx: Context = FRESH) -> tuple[Read, State]:
-        return Read(self.retrieve(q)), state
-
-    def write(self, u: Tensor, state: State, ctx: Context = FRESH) -> tuple[State, Mapping[str, Tensor]]:
-        return state, {}
-
-    def scan(self, x: Tensor, state: State, ctx: Context = FRESH) -> Scan:
-        """All tokens at once: none sees another."""
-        return Scan(Read(self.retrieve(x)), state)
-
-    def retrieve(self, x: Tensor) -> Tensor:
+    def look_up(self, x: Tensor) -> Tensor:
         """What the tokens x (B, T, D) retrieve, (B, T, D)."""
         if not x.numel():
             return x

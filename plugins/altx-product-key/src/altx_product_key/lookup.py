@@ -1,46 +1,10 @@
-"""What the memories have in common: nothing to carry, and a table of values of which few rows are read."""
+"""What the memories have in common: a table of values of which few rows are read."""
 
 from __future__ import annotations
-
-from abc import abstractmethod
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from altx.context import Context
-from altx.layer import FRESH
-from altx.memory import Memory, Read, Scan
-from altx.state import State
-
-
-class Lookup(Memory):
-    """A memory that training writes: a call reads it, and leaves it as it is."""
-
-    def init_state(
-        self,
-        batch: int,
-        *,
-        capacity: int | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> State:
-        return State()
-
-    def read(self, q: Tensor, state: State, ctx: Context = FRESH) -> tuple[Read, State]:
-        return Read(self.look_up(q)), state
-
-    def write(self, u: Tensor, state: State, ctx: Context = FRESH) -> tuple[State, Mapping[str, Tensor]]:
-        return state, {}
-
-    def scan(self, x: Tensor, state: State, ctx: Context = FRESH) -> Scan:
-        """All tokens at once: none sees another."""
-        return Scan(Read(self.look_up(x)), state)
-
-    @abstractmethod
-    def look_up(self, x: Tensor) -> Tensor:
-        """Values (B, T, D) for the tokens x (B, T, D)."""
 
 
 def table(rows: int, width: int) -> nn.EmbeddingBag:

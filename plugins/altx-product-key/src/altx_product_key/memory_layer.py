@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from altx.memory import Lookup
 from altx.spec import BuildContext
 from altx_product_key.config import MemoryLayerConfig, capabilities
-from altx_product_key.lookup import Lookup, table, weighted_sum
+from altx_product_key.lookup import table, weighted_sum
 from altx_product_key.search import best_pairs
 
 

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from altx.memory import Lookup
 from altx.spec import BuildContext
 from altx_product_key.config import ProductKeyConfig, capabilities
-from altx_product_key.lookup import Lookup, table, weighted_sum
+from altx_product_key.lookup import table, weighted_sum
 from altx_product_key.search import best_pairs
 
 
