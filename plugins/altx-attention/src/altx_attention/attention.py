@@ -128,15 +128,22 @@ class Attention(CachedAttention):
         return norm(heads) if norm and self.norms_heads else heads
 
     def attend(self, queries: list[Tensor], slots: Mapping[str, Tensor], where: Places, far: Attended | None) -> Tensor:
-        q, *gate = queries
-
         def near(v: Tensor, sinks: Tensor | None) -> Tensor:
             return attention(
-                q, slots["k"], v, window=self.window, scale=self.scale, softcap=self.softcap, sinks=sinks, **where
+                queries[0],
+                slots["k"],
+                v,
+                window=self.window,
+                scale=self.scale,
+                softcap=self.softcap,
+                sinks=sinks,
+                **where,
             )
 
-        y = (near(slots["v"], self.sinks) if far is None else joined(near, slots["v"], self.sinks, far)).flatten(2)
-        return self.o_proj(y * torch.sigmoid(gate[0]) if gate else y)  # type: ignore[no-any-return]
+        return (near(slots["v"], self.sinks) if far is None else joined(near, slots["v"], self.sinks, far)).flatten(2)
+
+    def output(self, y: Tensor, queries: list[Tensor]) -> Tensor:
+        return self.o_proj(y * torch.sigmoid(queries[1]) if self.gate else y)  # type: ignore[no-any-return]
 
 
 def build(config: AttentionConfig, ctx: BuildContext) -> Attention:

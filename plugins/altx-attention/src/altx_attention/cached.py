@@ -75,7 +75,11 @@ class CachedAttention(Layer):
 
     @abstractmethod
     def attend(self, queries: list[Tensor], slots: Mapping[str, Tensor], where: Places, far: Attended | None) -> Tensor:
-        """(B, T, dim) from all of it; `slots` are (B, S, ...)."""
+        """(B, T, width of all heads' values) from the first of the queries; `slots` are (B, S, ...)."""
+
+    @abstractmethod
+    def output(self, y: Tensor, queries: list[Tensor]) -> Tensor:
+        """(B, T, dim) from what queries have attended to."""
 
     def init_state(
         self,
@@ -113,7 +117,7 @@ class CachedAttention(Layer):
             where["document"], where["slot_document"] = document, document.where(tokens.mask, -1)
         if ctx.shared_kv is not None:
             ctx.shared_kv.kept[self] = Kept(leaves, where, stand.position.expand(len(x), -1))
-        return Output(tokens.restore(self.attend(queries, leaves, where, far)), state)
+        return Output(tokens.restore(self.output(self.attend(queries, leaves, where, far), queries)), state)
 
     def _again(self, tokens: RealFirst, ctx: Context, kept: Kept, own: Tensor) -> Output:
         """Attention to what the first application saw; each token stands where its `own` (B, T) stood in that."""
@@ -132,8 +136,8 @@ class CachedAttention(Layer):
         queries, _, far = self.project(tokens.x, position, asked, _across(ctx), leaves=False)
         if far is not None:
             far = Attended(spread(far.value), spread(far.weight), None if far.share is None else spread(far.share))
-        y = self.attend([spread(query) for query in queries], kept.slots, kept.where, far)
-        return Output(tokens.restore(take(y, own)))
+        y = take(self.attend([spread(queries[0])], kept.slots, kept.where, far), own)
+        return Output(tokens.restore(self.output(y, queries)))
 
 
 def _across(ctx: Context) -> Cross | None:

@@ -93,7 +93,10 @@ class LatentAttention(CachedAttention):
 
     def attend(self, queries: list[Tensor], slots: Mapping[str, Tensor], where: Places, far: Attended | None) -> Tensor:
         attend = self._absorbed if self._few(queries[0].shape[1]) else self._expanded
-        return self.o_proj(attend(queries[0], slots["latent"], where).flatten(2))  # type: ignore[no-any-return]
+        return attend(queries[0], slots["latent"], where).flatten(2)
+
+    def output(self, y: Tensor, queries: list[Tensor]) -> Tensor:
+        return self.o_proj(y)  # type: ignore[no-any-return]
 
     def _few(self, count: int) -> bool:
         """Whether meeting `count` queries costs less with the latents of the slots than with keys and values of them.
