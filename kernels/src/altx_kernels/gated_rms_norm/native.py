@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from altx_kernels.arguments import precise
+from altx_kernels.gated_rms_norm.primitives import primitives
 from altx_kernels.native import Library
-from altx_kernels.primitive import Primitive
 
 LIBRARY = Library(Path(__file__).with_name("native.c"), {"norm": "pipippiiiidi", "norm_backward": "pipipipppppiiiidi"})
 
@@ -73,27 +73,4 @@ def _backward(
     return dy.to(y.dtype), dz.to(y.dtype if z is None else z.dtype), dweight.to(weight.dtype)
 
 
-def _fake(y: Tensor, z: Tensor | None, weight: Tensor, eps: float, group_size: int, gate_first: bool) -> Tensor:
-    return y.new_empty(y.shape)
-
-
-def _fake_backward(
-    g: Tensor, y: Tensor, z: Tensor | None, weight: Tensor, eps: float, group_size: int, gate_first: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    dz = y.new_empty(0) if z is None else z.new_empty(z.shape)
-    return y.new_empty(y.shape), dz, weight.new_empty(weight.shape)
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.eps, ctx.group_size, ctx.gate_first = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _differentiate(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-    y, z, weight = ctx.saved_tensors
-    dy, dz, dweight = BACKWARD(g, y, z, weight, ctx.eps, ctx.group_size, ctx.gate_first)
-    return dy, None if z is None else dz, dweight, None, None, None
-
-
-BACKWARD = Primitive("altx::gated_rms_norm_backward", _backward, _fake_backward)
-FORWARD = Primitive("altx::gated_rms_norm", _forward, _fake, save=_save, backward=_differentiate)
+FORWARD, BACKWARD = primitives("gated_rms_norm", _forward, _backward, "CPU")

@@ -13,9 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from altx_kernels.gated_rms_norm.primitives import fake_backward, primitives
 from altx_kernels.gpu.common import sigmoid
 from altx_kernels.gpu.launching import DEVICE, launch, power_of_2, processors
-from altx_kernels.primitive import Primitive
 
 TILE = 2048
 """Numbers that a program holds of each tensor, at 16 a thread, unless one group is larger."""
@@ -114,7 +114,7 @@ def _forward(y: Tensor, z: Tensor | None, weight: Tensor, eps: float, group_size
 def _backward(
     g: Tensor, y: Tensor, z: Tensor | None, weight: Tensor, eps: float, group_size: int, gate_first: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dy, dz, dweight = _fake_backward(g, y, z, weight, eps, group_size, gate_first)
+    dy, dz, dweight = fake_backward(g, y, z, weight, eps, group_size, gate_first)
     dout, rows, gate = _rows(g), _rows(y), None if z is None else _rows(z)
     tile = config(group_size, gate_first)
     (R, E), sz, height = rows.shape, 0 if gate is None else gate.stride(0), tile["BR"]
@@ -130,30 +130,7 @@ def _backward(
     return dy, dz, dweight.copy_(parts.sum(0))
 
 
-def _fake(y: Tensor, z: Tensor | None, weight: Tensor, eps: float, group_size: int, gate_first: bool) -> Tensor:
-    return y.new_empty(y.shape)
-
-
-def _fake_backward(
-    g: Tensor, y: Tensor, z: Tensor | None, weight: Tensor, eps: float, group_size: int, gate_first: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    dz = y.new_empty(0) if z is None else z.new_empty(z.shape)
-    return y.new_empty(y.shape), dz, weight.new_empty(weight.shape)
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.eps, ctx.group_size, ctx.gate_first = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _differentiate(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-    y, z, weight = ctx.saved_tensors
-    dy, dz, dweight = BACKWARD(g, y, z, weight, ctx.eps, ctx.group_size, ctx.gate_first)
-    return dy, None if z is None else dz, dweight, None, None, None
-
-
-BACKWARD = Primitive("altx::gated_rms_norm_triton_backward", _backward, _fake_backward, device=DEVICE)
-FORWARD = Primitive("altx::gated_rms_norm_triton", _forward, _fake, save=_save, backward=_differentiate, device=DEVICE)
+FORWARD, BACKWARD = primitives("gated_rms_norm_triton", _forward, _backward, DEVICE)
 
 
 def run(
