@@ -98,6 +98,12 @@ REFUSED: list[tuple[dict, type[AltxError], str]] = [
         "targets[0].sublayers[0].mixer: mixer 'source' of toy-plugin unknown exports values for later layers",
     ),
     (
+        over({"depths": 3, "sublayers": [{"mixer": "paced"}]}),
+        CompositionError,
+        "sublayers[0].mixer: mixer 'paced' of toy-plugin unknown goes on at multiples of 4 tokens, and a router",
+    ),
+    (over({"mixer": "paced", "repeat": 2}), CompositionError, "a router gives it now more, now less"),
+    (
         {"mixer": "whole"},
         CompositionError,
         "blocks[0].sublayers[0].mixer: mixer 'whole' of toy-plugin unknown lets a token see later",

@@ -83,6 +83,10 @@ def chunky_capabilities(config: Config) -> Capabilities:
     return Capabilities(streaming="chunk", split_multiple=4, growth="constant", rollback="snapshot")
 
 
+def paced_capabilities(config: Config) -> Capabilities:
+    return replace(chunky_capabilities(config), partial="single")
+
+
 def short_capabilities(config: Config) -> Capabilities:
     return replace(MovingAverage.capabilities, max_len=6)
 
@@ -335,6 +339,7 @@ def altx_token_mixers() -> list[MixerSpec]:
         _mixer("late", "EmptyConfig", "late_capabilities"),
         _mixer("sharer", "EmptyConfig", "sharer_capabilities", "build_sharer"),
         _mixer("chunky", "EmptyConfig", "chunky_capabilities"),
+        _mixer("paced", "EmptyConfig", "paced_capabilities"),
         _mixer("short", "EmptyConfig", "short_capabilities"),
         _mixer("across", "EmptyConfig", "across_capabilities", "build_across"),
         _mixer("self", "EmptyConfig", "self_capabilities", "build_self"),

@@ -299,6 +299,12 @@ class _Resolver:
                     "those of the first",
                     hint="stack attention and what looks at each token alone (feed-forwards), or leave out kv_sharing",
                 )
+            if self.config.causal and branch.capabilities.partial != "any":
+                raise CompositionError(
+                    f"{branch.part.path}: {branch.part} goes on at multiples of {branch.capabilities.split_multiple} "
+                    "tokens, and a router gives it now more, now less",
+                    hint="use a mixer that streams by token",
+                )
             if branch.capabilities.growth == "linear":
                 self.note(f"{router}: what it keeps tokens from does not grow with these: states are at most as shown")
         able = [branch.capabilities for branch in targets]
