@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -161,6 +162,20 @@ def test_after_training_a_depth_without_tokens_is_not_computed(calls: list[int],
     # In training every depth is, so that each step has the same parameters.
     layer.train()(x, ctx)
     assert count == len(calls) + DEPTHS
+
+
+@pytest.mark.parametrize("case", ["none takes part", "all leave after the first"])
+def test_losses_of_the_stack_are_there_whoever_takes_part(case: str) -> None:
+    class Costs(MovingAverage):
+        def forward(self, x: Tensor, ctx: Context = FRESH, state: State | None = None) -> Output:
+            return replace(super().forward(x, ctx, state), losses={"cost": ctx.lengths(x).sum().double()})
+
+    layer, (x, ctx) = Recursion(Planned(False), Costs(DIM), DEPTHS).double(), batch(case)
+    for training in (True, False):
+        losses = layer.train(training)(x, ctx).losses
+        assert {name: int(loss) for name, loss in losses.items()} == {
+            "body.cost": int(((ctx.shared["times"] > 0) & ctx.mask).sum())
+        }
 
 
 @pytest.mark.parametrize("stepwise", [False, True])

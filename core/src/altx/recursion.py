@@ -88,7 +88,8 @@ class Recursion(Layer):
                 here = here.replace(reset=None if starts is None else starts[0])
                 before = held.child(str(depth)) if held else None
                 pendings.append(owed)
-            out = self._applied(h, here, left, before, streaming=state is not None)
+            # The first tells of losses also when nobody takes part; but in a stream a step costs what it computes.
+            out = self._applied(h, here, left, before, idle=not self.training and (depth > 0 or state is not None))
             outs.append(out)
             if kv is not None and kv.own is None:
                 kv = SharedKV(kv.kept, (left.cumsum(1) - 1).clamp(min=0))
@@ -102,18 +103,17 @@ class Recursion(Layer):
         pending = torch.cat([each for each in pendings if each is not None], 1) if pendings[0] is not None else None
         return Output(y, _tree(tables[-1].state, [out.state for out in outs], pending, seen), losses, metrics)
 
-    def _applied(self, h: Tensor, ctx: Context, left: Tensor, state: State | None, streaming: bool) -> Output:
-        """f of the tokens that are left, with h (B, T, D) as it is elsewhere."""
-        traced = h.is_meta or torch.compiler.is_compiling()
+    def _applied(self, h: Tensor, ctx: Context, left: Tensor, state: State | None, idle: bool) -> Output:
+        """f of the tokens that are left, with h (B, T, D) as it is elsewhere; if it may be `idle`, not without any."""
         if not dispatch.countable(h, ctx):
-            if streaming and not (self.training or traced) and not bool(left.any()):
-                return Output(h, state)  # In decoding the depths that no token needs cost nothing.
+            if idle and not (h.is_meta or torch.compiler.is_compiling()) and not bool(left.any()):
+                return Output(h, state)
             out = self.body(h, ctx, state)
             return Output(torch.where(left[..., None], out.y, h), out.state, out.losses, out.metrics)
         counts = left.sum(1)
         # Asks the device, once for each depth, which costs less than what it would do in vain.
         host: list[int] = counts.tolist()
-        if not (self.training or any(host)):
+        if idle and not any(host):
             return Output(h, state)
         token, flat = left.flatten().nonzero().flatten(), h.flatten(0, 1)
         rows = dispatch.Rows.of(token, counts, host, h.shape[1])

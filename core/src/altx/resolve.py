@@ -294,9 +294,9 @@ class _Resolver:
                     f"{branch.part.path}: {branch.part} takes no mask, so no tokens can be kept from it by a router"
                 )
             if body.targets[0].kv_sharing and not meet([branch.capabilities]).shares_kv:
+                who = branch.memory if branch.memory and branch.part.capabilities.shares_kv else branch.part
                 raise CompositionError(
-                    f"{branch.part.path}: {branch.part} shares no keys and values, so later depths cannot look up "
-                    "those of the first",
+                    f"{who.path}: {who} shares no keys and values, so later depths cannot look up those of the first",
                     hint="stack attention and what looks at each token alone (feed-forwards), or leave out kv_sharing",
                 )
             if self.config.causal and branch.capabilities.partial != "any":

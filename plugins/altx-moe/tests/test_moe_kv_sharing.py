@@ -179,7 +179,7 @@ REFUSED = [
         CompositionError,
         r"sublayers\[1\].mixer: .*'mamba'.* shares no keys",
     ),
-    ([{"mixer": "attention", "memory": "ntm"}], CompositionError, "'attention'.* shares no keys and values"),
+    ([{"mixer": "attention", "memory": "ntm"}], CompositionError, "memory: memory 'ntm'.* shares no keys and values"),
     (
         [{"router": "topk", "targets": [{"mixer": "attention", "repeat": 4}]}],
         CompositionError,
