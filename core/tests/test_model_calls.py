@@ -14,6 +14,7 @@ from altx.context import Context, Cross, Graph
 from altx.errors import StateError, UnsupportedContext
 from altx.model import Model
 from altx.registry import Registry
+from altx.state import State
 
 VECTORS = {"input": {"kind": "vectors", "size": 3}, "head": {"kind": "classifier", "classes": 5}}
 
@@ -127,3 +128,33 @@ def test_a_state_of_another_batch_is_refused(toy: Registry) -> None:
     model = compose({"mixer": "average", "dim": 16}, plugins=toy)
     with pytest.raises(UnsupportedContext, match="the state is of 3 sequences, the inputs are of 2"):
         model(torch.zeros(2, 6, dtype=torch.int64), state=model.init_state(3))
+
+
+OTHERS: dict[str, dict[str, Any]] = {
+    "fewer layers": {"mixer": "average", "layers": 1},
+    "more layers": {"mixer": "average", "layers": 3},
+    "a memory beside": {"mixer": "average", "memory": "notebook", "layers": 2},
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_a_state_of_another_model_is_refused(toy: Registry, other: str) -> None:
+    model, foreign = (compose({"dim": 16, **data}, plugins=toy) for data in ({"mixer": "average"}, OTHERS[other]))
+    tokens = torch.zeros(2, 6, dtype=torch.int64)
+    for one, state in ((model, foreign.init_state(2)), (foreign, model.init_state(2)), (model, State())):
+        with pytest.raises(StateError, match=r"not one of this model's.*\n.*what its init_state or an earlier call"):
+            one(tokens, state=state)
+    assert model(tokens, state=model(tokens, state=model.init_state(2)).state).state is not None
+
+
+def test_an_error_of_a_layer_is_not_taken_for_a_foreign_state(toy: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = compose({"mixer": "average", "dim": 16}, plugins=toy)
+    monkeypatch.setattr(model.body, "forward", lambda *_: {}["h"])
+    with pytest.raises(KeyError, match="h"):
+        model(torch.zeros(2, 6, dtype=torch.int64), state=model.init_state(2))
+
+
+def test_a_model_that_does_not_stream_takes_no_state(toy: Registry) -> None:
+    model = compose({"mixer": "whole", "dim": 16, "causal": False, **VECTORS}, plugins=toy)
+    with pytest.raises(UnsupportedContext, match="does not stream"):
+        model(torch.zeros(2, 6, 3), state=State())

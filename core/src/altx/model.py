@@ -36,6 +36,7 @@ class Model(Component):
         self.norm = make_norm(config.final_norm, config.dim, config.norm_eps)
         self.head = self._make_head(config)
         self.capabilities = body.capabilities
+        self._carrying: list[str] | None = None
         if isinstance(self.input, nn.Embedding):
             # A tied embedding is also the head: rows of length about 1 keep first logits near 0 (GPT-2).
             nn.init.normal_(self.input.weight, std=0.02)
@@ -98,7 +99,8 @@ class Model(Component):
             y is (B, T, vocab), (B, T, size), or (B, classes).
 
         Raises:
-            UnsupportedContext: if the context asks for what some part cannot honour.
+            UnsupportedContext: if inputs or context are none, or ask for what some part cannot honour.
+            StateError: if the state is of another model.
         """
         self._refuse(inputs, ctx, state)
         ctx = ctx.replace(causal=self.config.causal)
@@ -109,7 +111,12 @@ class Model(Component):
         except IndexError as error:
             found, tokens = f"{int(inputs.min())} to {int(inputs.max())}", len(self.tied_weight)
             raise UnsupportedContext(f"tokens are 0 to {tokens - 1}; the inputs hold {found}") from error
-        out = self.body(x, ctx, state)
+        try:
+            out = self.body(x, ctx, state)
+        except KeyError as error:
+            if state is None or {*state.flat()} == {*self.init_state(0).flat()}:
+                raise
+            raise _foreign(f": it lacks {error}") from error
         x = self.norm(out.y)
         if isinstance(self.config.head, ClassifierHead):
             x = _pool(x, ctx.mask, self.config.head.pool)
@@ -172,8 +179,18 @@ class Model(Component):
             raise UnsupportedContext(
                 "a classifier head pools whole rows; give it a padded batch with a mask, not a packed one"
             )
-        if state is not None and state.tokens is not None and len(state.tokens) != count:
+        if state is None:
+            return
+        if caps.streaming == "none":
+            raise UnsupportedContext("this model does not stream, so it cannot go on from a state")
+        if state.tokens is not None and len(state.tokens) != count:
             raise UnsupportedContext(f"the state is of {len(state.tokens)} sequences, the inputs are of {count}")
+        # That of a model with fewer layers would leave some without, and nobody would see it.
+        if not torch.compiler.is_compiling():
+            if self._carrying is None:
+                self._carrying = _carrying(self.init_state(0))
+            if _carrying(state) != self._carrying:
+                raise _foreign()
 
     def _culprits(self, field: str, value: Any) -> str:
         """Paths of the innermost components whose capability has this value."""
@@ -181,6 +198,16 @@ class Model(Component):
             p for p, c in descendants(self) if getattr(c.capabilities, field) == value and not list(descendants(c))
         ]
         return ", ".join(paths) or "this model"
+
+
+def _foreign(how: str = "") -> StateError:
+    hint = "continue from what its init_state or an earlier call returned"
+    return StateError(f"the state is not one of this model's{how}", hint=hint)
+
+
+def _carrying(state: State) -> list[str]:
+    """The blocks that have a state, and what inside them has."""
+    return [*state.children, *(name for child in state.children.values() for name in child.children)]
 
 
 def _form(value: Tensor) -> str:
