@@ -65,7 +65,7 @@ class Context:
             untouched, is never routed and never counts in a statistic; its output is unspecified.
         positions: (B, T) int64 absolute positions; the default counts real tokens from `state.seen`.
         cu_seqlens: (N+1,) int64: x is (1, T, D) and holds N sequences end to end, which start at
-            cu_seqlens[:-1]; a state then has batch N.
+            cu_seqlens[:-1]; a state then has batch N. No layer need check it: a model does, see `sequences`.
         reset: (B, T) bool, True where a fresh sequence starts within a row; at a masked token it means nothing.
             `seen`, `ranks` and default positions count on across it.
         graph: edges between the tokens.
