@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -12,7 +13,8 @@ from altx.context import Context
 from altx.layout import compaction, repack, take, unpack
 
 
-class RealFirst(NamedTuple):
+@dataclass(frozen=True)  # not a named tuple, whose properties torch.compile of torch 2.10 does not take
+class RealFirst:
     """x (B, T, ...) with its real tokens first and zeros after them, and what goes with it.
 
     Args:

@@ -232,7 +232,7 @@ def unavailable(
     """Why `backend` of linear-recurrence cannot run the call, or None."""
     # They look at shapes, dtypes, devices and whether gradients are wanted, and so do these.
     floats = [t for t in (x, dt, A, B, C, trap, angles, B_bias, C_bias, D, initial_state) if t is not None]
-    like = x.new_empty(1, dtype=precise(*floats)).requires_grad_(any(t.requires_grad for t in floats))
+    like = x.new_empty(1, dtype=precise(*floats), requires_grad=any(t.requires_grad for t in floats))
     keys = like.expand(*x.shape[:3], B.shape[3])
     return RECURRENCE.backends[backend].unavailable(
         keys, keys, like.expand(x.shape), like.expand(dt.shape),
