@@ -14,8 +14,8 @@ class TitansConfig(Config):
     """Config of `titans`.
 
     The defaults are the paper's deep memory. They learn what is told once; in chunks of 4 they learned it worse, at
-    three times the cost. A matrix alone (depth 1, no residual_norm) wants such chunks, or a larger max_lr: with `auto`, a
-    token in a chunk of 16 stores a 16th of its value at most. README of altx-titans has the figures.
+    three times the cost. A matrix alone (depth 1, no residual_norm) wants such chunks, or a larger max_lr: with `auto`,
+    a token in a chunk of 16 stores a 16th of its value at most. README of altx-titans has the figures.
     """
 
     heads: int = Field(4, gt=0, description="memories side by side H")
