@@ -129,9 +129,14 @@ def test_a_canonical_config_is_its_own_expansion() -> None:
         ({"mixer": "mamba"}, {"mmaba.x": 1}, "mmaba.x: no part of this model is called 'mmaba'"),
         ({"mixer": "mamba"}, {"mamba.": 3}, "mamba.: not a path"),
         (
-            {"mixer": "mamba", "layers": 2, "memory": "a,b,c"},
+            {"mixer": "mamba,a", "layers": 4, "memory": "a,b,c"},
             {},
-            "memory: a pattern of 3 entries does not fit 2 layers",
+            "memory: a pattern of 3 entries does not fit 4 layers\nuse 6 layers",
+        ),
+        (
+            {"mixer": "mamba", "layers": 4, "feed_forward": "a,b,c"},
+            {},
+            "feed_forward: a pattern of 3 entries does not fit 4 layers\nuse 6 layers",
         ),
         ({"mixer": "mamba"}, {"nonsense": 1}, "nonsense: unknown key"),
         ({"mixer": "mamba"}, {"blocks[9].sublayers[0].norm": "rms"}, "blocks[9].sublayers[0].norm: there is no 9 here"),

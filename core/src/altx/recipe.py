@@ -158,7 +158,7 @@ class Recipe(Config):
             if layers % len(pattern):
                 raise ConfigError(
                     f"{name}: a pattern of {len(pattern)} entries does not fit {layers} layers",
-                    hint='write "none" for a block without',
+                    hint=f'use {_fitting(layers, mixers, pattern)} layers; "none" in a pattern is a block without',
                 )
         if self.attach and not any(memories):
             raise ConfigError("attach: there is no memory to attach", hint="name one with memory (--memory)")
@@ -173,7 +173,10 @@ class Recipe(Config):
         feed_forwards = parse(self.feed_forward, "feed_forward")
         over_experts = any(routers) and not self.depths
         if not over_experts and layers % len(feed_forwards):
-            raise ConfigError(f"feed_forward: a pattern of {len(feed_forwards)} entries does not fit {layers} layers")
+            raise ConfigError(
+                f"feed_forward: a pattern of {len(feed_forwards)} entries does not fit {layers} layers",
+                hint=f"use {_fitting(layers, mixers, feed_forwards)} layers",
+            )
         experts = self._experts(feed_forwards) if over_experts else []
         if layers * len(experts) > MAX_PARTS:
             raise ConfigError(f"router: {layers} layers of {len(experts)} experts are more than {MAX_PARTS} parts")
@@ -251,6 +254,12 @@ def parse(pattern: Pattern, path: str) -> list[dict[str, Any] | None]:
     if not entries:
         raise ConfigError(f"{path}: the pattern is empty", hint='leave it out, or write "none"')
     return entries
+
+
+def _fitting(layers: int, *patterns: list[Any]) -> int:
+    """The next number of layers that all patterns divide."""
+    each = math.lcm(*map(len, patterns))
+    return math.ceil(layers / each) * each
 
 
 def _references(node: Any) -> list[dict[str, Any]]:
