@@ -5,14 +5,14 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import torch
 from torch import Tensor
 
 from altx.capabilities import MemoryCapabilities
 from altx.context import Context
-from altx.layer import FRESH, Component
+from altx.layer import FRESH, Component, StateOptions
 from altx.segments import Piece, gathered, split
 from altx.spec import Heads
 from altx.state import State
@@ -215,14 +215,7 @@ class Memory(Component):
 class Lookup(Memory):
     """A memory that training writes: a call reads it, and leaves it as it is."""
 
-    def init_state(
-        self,
-        batch: int,
-        *,
-        capacity: int | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> State:
+    def init_state(self, batch: int, **options: Unpack[StateOptions]) -> State:
         return State()
 
     def read(self, q: Tensor, state: State, ctx: Context = FRESH) -> tuple[Read, State]:

@@ -128,16 +128,11 @@ class Attention(CachedAttention):
         return norm(heads) if norm and self.norms_heads else heads
 
     def attend(self, queries: list[Tensor], slots: Mapping[str, Tensor], where: Places, far: Attended | None) -> Tensor:
+        q = queries[0]
+
         def near(v: Tensor, sinks: Tensor | None) -> Tensor:
             return attention(
-                queries[0],
-                slots["k"],
-                v,
-                window=self.window,
-                scale=self.scale,
-                softcap=self.softcap,
-                sinks=sinks,
-                **where,
+                q, slots["k"], v, window=self.window, scale=self.scale, softcap=self.softcap, sinks=sinks, **where
             )
 
         return (near(slots["v"], self.sinks) if far is None else joined(near, slots["v"], self.sinks, far)).flatten(2)

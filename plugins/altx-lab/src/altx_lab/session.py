@@ -115,7 +115,7 @@ def resume(
     """
     with Run.open(path) as run:
         _require_whole(run)
-        old = validate(Settings, run.record.get("settings", {}), path=f"{path}/run.json")
+        old = validate(Settings, run.record["settings"], path=f"{path}/run.json")
         settings = validate(Settings, {**old.model_dump(), **options})
         for name in FIXED:
             if getattr(settings, name) != getattr(old, name):

@@ -23,7 +23,7 @@ from altx_nsm.cell import Cell
 from altx_nsm.config import NSMConfig, capabilities
 from altx_nsm.measures import Measures
 from altx_nsm.population import Population
-from altx_nsm.routing import Choice, by_content, by_router, unit
+from altx_nsm.routing import ENOUGH, SHARPNESS, Choice, by_content, by_router, unit
 
 SPEC = {
     "keys": Leaf(kind="memory", fp32=True),
@@ -33,11 +33,6 @@ SPEC = {
     "open": Leaf(kind="counter"),
     "born": Leaf(kind="counter"),
 }
-
-ENOUGH = 1e-6
-"""Tokens' worth of writes in a chunk from which a state counts as touched."""
-SHARPNESS = 8.0
-"""Initial factor of the cosines that a token chooses by."""
 
 
 class Slots(NamedTuple):

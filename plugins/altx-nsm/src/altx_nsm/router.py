@@ -17,12 +17,8 @@ from altx.router import Route, Router, Targets
 from altx.spec import BuildContext
 from altx.state import Leaf, State
 from altx_nsm.config import TokenToStateConfig, token_to_state_capabilities
-from altx_nsm.routing import best, unit
+from altx_nsm.routing import ENOUGH, SHARPNESS, best, unit
 
-ENOUGH = 1e-6
-"""Tokens' worth of writes in a chunk from which a state counts as touched."""
-SHARPNESS = 8.0
-"""Initial factor of the cosines that a token chooses by."""
 SPEC = {
     "slots": Leaf(kind="memory", fp32=True),
     "total": Leaf(kind="memory", fp32=True),

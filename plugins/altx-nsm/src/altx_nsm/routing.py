@@ -12,6 +12,11 @@ from torch.nn import functional as F
 from altx.context import Context
 from altx.router import Router, Targets
 
+ENOUGH = 1e-6
+"""Tokens' worth of writes in a chunk from which a state counts as touched."""
+SHARPNESS = 8.0
+"""Initial factor of the cosines that a token chooses by."""
+
 
 class Choice(NamedTuple):
     """How tokens share themselves out among S states.

@@ -33,8 +33,7 @@ typedef struct {
 } Slots;
 
 typedef struct {
-    int64_t T, N, W, R, P, size, chunk, reads, writes;
-    const uint8_t *mask, *reset;
+    int64_t N, W, R, P, size, reads, writes;
 } Problem;
 
 /* What the adjoint of a token needs of its write, (P), `order` in the order of usage, and of its reads, (R, P). */
@@ -387,7 +386,7 @@ static void step(real *to, real *from, real *vectors, const Given *g, const Tape
     int64_t B, int64_t T, int64_t N, int64_t W, int64_t R, int64_t size, int64_t chunk, int64_t scratch_size, \
         int64_t threads
 #define ROUND_UP(n) (((n) + PAD - 1) / PAD * PAD)
-#define PROBLEM {T, N, W, R, ROUND_UP(N), size, chunk, read_key != NULL, key != NULL, mask, reset}
+#define PROBLEM {N, W, R, ROUND_UP(N), size, read_key != NULL, key != NULL}
 
 /* Shapes as in reference.py, read (B, T, R, W). checkpoints, or NULL: (B, ceil(T / chunk), size), the state before
  * every chunk-th token. fresh may be NULLs if reset is NULL. scratch: (threads, scratch_size). */

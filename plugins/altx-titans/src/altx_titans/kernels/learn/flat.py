@@ -117,6 +117,11 @@ def dense(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.contiguous()
 
 
+def copies(key: Tensor, *states: Tensor | None) -> list[Tensor]:
+    """States that a kernel moves on where they lie; empty where there is none."""
+    return [key.new_empty(0) if x is None else x.clone(memory_format=torch.contiguous_format) for x in states]
+
+
 def fake(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     key, value, query, weights, start, moving = *inputs[:3], *inputs[14:17]
     states = 2 if moving is None else 3

@@ -60,10 +60,7 @@ def _forward(
         key, value, query, keep, drift, share, last_keep, last_drift, last_share, moving_keep, moving_share, gain, bias,
         fresh, weights, start, moving, full, anew, width, inputs, norm, scaled, eps, factor, bound, save,
     )  # fmt: skip
-    after = [
-        key.new_empty(0) if x is None else x.clone(memory_format=torch.contiguous_format)
-        for x in (weights, start, moving)
-    ]
+    after = flat.copies(key, weights, start, moving)
     LIBRARY.call(
         "learn", key.dtype,
         *map(dense, (

@@ -510,10 +510,7 @@ def _forward(
         fresh, weights, start, moving, full, anew,
     )  # fmt: skip
     out, *_, kept = flat.fake(*given, width, inputs, norm, scaled, eps, factor, bound, save)
-    after = [
-        key.new_empty(0) if x is None else x.clone(memory_format=torch.contiguous_format)
-        for x in (weights, start, moving)
-    ]
+    after = flat.copies(key, weights, start, moving)
     launch(
         forward_kernel, (key.shape[0] * key.shape[1],), *map(dense, (*given[:11], full, anew, gain, bias, fresh)),
         *after[:2], None if moving is None else after[2], None if query is None else out, kept if save else None,
